@@ -1,0 +1,265 @@
+"""The app: where tasks are registered and jobs are enqueued, on one store.
+
+`ferryman.Ferryman` is this class with the worker added; frameworks that only enqueue need no more than this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+
+import msgspec
+
+from ferryman.binding import bind_by_name
+from ferryman.clock import Clock
+from ferryman.codec import Codec
+from ferryman.config import Settings, load_settings
+from ferryman.context import Context
+from ferryman.errors import ConfigError, QueueFull, UnknownTask
+from ferryman.handle import JobHandle
+from ferryman.io.operation import AsyncRunner, Procedure, Wait, aperform, perform
+from ferryman.job import JobId, NewJob, new_id
+from ferryman.options import Options, new_job_template
+from ferryman.store.open import open_store
+from ferryman.store.port import Enqueued, QueueSettings, Store
+from ferryman.task import Call, Task
+
+__all__ = ["App", "TaskDecorator"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class TaskDecorator(Protocol):
+    """Makes a task of a function; a first parameter of type `Context` is the worker's to give."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], Awaitable[R]]) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Context, P], R]) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]]) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Task[P, R]: ...
+
+
+class App:
+    """Tasks, queue settings and a store. Thread-safe; survives a fork."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        settings: Settings | None = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """`url` names the store: ``sqlite:///jobs.db`` (a path relative to the working directory;
+        ``sqlite:////var/lib/jobs.db`` is absolute) or ``memory://``. Without, the environment, the file
+        ``ferryman.toml`` and the default ``sqlite:///ferryman.db`` are asked in this order."""
+        self.settings = settings or load_settings(url=url)
+        self.codec = codec or Codec(
+            max_bytes=self.settings.max_payload, compress_above=self.settings.compress_above
+        )
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.queue_settings: dict[str, QueueSettings] = {}
+        self._clock = clock
+        self._store = store
+        self._undeclared = False
+        self._async_runners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRunner] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def __repr__(self) -> str:
+        return f"<app on {self.settings.url}, {len(self.tasks)} tasks>"
+
+    @property
+    def store(self) -> Store:
+        """Where the jobs live; opened when first needed."""
+        if self._store is None:
+            self._store = open_store(self.settings.url, self._clock)
+        return self._store
+
+    # -- registering -----------------------------------------------------------------------------------
+
+    @overload
+    def task(self, function: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
+    @overload
+    def task(self, /, *, name: str | None = None, **options: Any) -> TaskDecorator: ...
+    def task(self, function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+        """Register a function, ``def`` or ``async def``, as a task; with or without options in brackets.
+
+        The options are the fields of `ferryman.options.Options`. The name under which workers know the task is
+        ``module.function`` unless `name` is given.
+        """
+        if function is None:
+            return lambda function: self._register(function, name, options)
+        return self._register(function, name, options)
+
+    def queue(
+        self,
+        name: str,
+        *,
+        fair: bool = False,
+        weights: Mapping[str, float] | None = None,
+        max_size: int | None = None,
+        overflow: Literal["block", "reject", "drop_oldest"] = "reject",
+    ) -> QueueSettings:
+        """Say how a queue behaves; see `ferryman.store.port.QueueSettings`."""
+        if max_size is not None and max_size < 1:
+            raise ConfigError(f"queue {name!r}: max_size must be at least 1")
+        if any(weight <= 0 for weight in (weights or {}).values()):
+            raise ConfigError(f"queue {name!r}: weights must be positive")
+        settings = QueueSettings(
+            name=name, fair=fair, weights=dict(weights or {}), max_size=max_size, overflow=overflow
+        )
+        self.queue_settings[name] = settings
+        self._undeclared = True
+        return settings
+
+    # -- enqueueing ------------------------------------------------------------------------------------
+
+    def enqueue(self, task: str, /, *args: Any, **kwargs: Any) -> JobHandle[Any]:
+        """Store a job by its task's name, which this program need not have: then arguments are given by name.
+
+        Raises as `Task.enqueue` does.
+        """
+        return self.enqueue_jobs([self._job_by_name(task, args, kwargs)])[0]
+
+    async def aenqueue(self, task: str, /, *args: Any, **kwargs: Any) -> JobHandle[Any]:
+        """`enqueue`, awaited."""
+        return (await self.aenqueue_jobs([self._job_by_name(task, args, kwargs)]))[0]
+
+    def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[JobHandle[Any]]:
+        """Store a job for each call (`Task.call`), of any tasks, all or none."""
+        return self.enqueue_jobs([call.job for call in calls])
+
+    async def aenqueue_many(self, calls: Iterable[Call[Any]]) -> list[JobHandle[Any]]:
+        """`enqueue_many`, awaited."""
+        return await self.aenqueue_jobs([call.job for call in calls])
+
+    def enqueue_jobs(
+        self, jobs: Sequence[NewJob], decode_result: Callable[[bytes], Any] | None = None
+    ) -> list[JobHandle[Any]]:
+        """Store jobs as they are, all or none."""
+        return self._handles(self.perform(self._enqueue(jobs)), jobs, decode_result)
+
+    async def aenqueue_jobs(
+        self, jobs: Sequence[NewJob], decode_result: Callable[[bytes], Any] | None = None
+    ) -> list[JobHandle[Any]]:
+        """`enqueue_jobs`, awaited."""
+        return self._handles(await self.aperform(self._enqueue(jobs)), jobs, decode_result)
+
+    def job(self, id: str) -> JobHandle[Any]:
+        """A handle on a job that was enqueued elsewhere, or long ago."""
+        return JobHandle(self, JobId(id), self.codec.decoder(Any))
+
+    # -- performing ------------------------------------------------------------------------------------
+
+    def perform(self, procedure: Procedure[T]) -> T:
+        """Carry out a procedure on this app's store, in this thread."""
+        return perform(self.store.runner(), procedure)
+
+    async def aperform(self, procedure: Procedure[T]) -> T:
+        """Carry out a procedure on this app's store, in the running event loop."""
+        loop = asyncio.get_running_loop()
+        runner = self._async_runners.get(loop)
+        if runner is None:
+            runner = self._async_runners[loop] = self.store.async_runner()
+        return await aperform(runner, procedure)
+
+    def close(self) -> None:
+        """Let go of the store; it is opened again when needed."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+            self._async_runners.clear()
+
+    def _register(self, function: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Any:
+        label = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
+        if label in self.tasks:
+            raise ConfigError(
+                f"a task named {label!r} is registered already; give one of them another name=…"
+            )
+        try:
+            settings = Options(**options)
+        except TypeError as error:
+            raise ConfigError(f"the options of {label}: {error}") from error
+        if settings.at_most_once and "retry" in options:
+            raise ConfigError(f"the options of {label}: at_most_once leaves no room for retry")
+        task: Task[..., Any] = Task(self, function, label, settings)
+        self.tasks[label] = task
+        return task
+
+    def _job_by_name(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NewJob:
+        task = self.tasks.get(name)
+        if task is not None:
+            return task.new_job(args, kwargs)
+        if args and self.tasks:
+            known = ", ".join(sorted(self.tasks))
+            raise UnknownTask(
+                f"no task {name!r} is registered here, which has {known}; if another program has it, "
+                "name the arguments: enqueue(name, parameter=value)"
+            )
+        template = new_job_template(name, Options(), {})
+        return msgspec.structs.replace(
+            template, id=new_id(), args=bind_by_name(self.codec, name, args, kwargs)
+        )
+
+    def _enqueue(self, jobs: Sequence[NewJob]) -> Procedure[list[Enqueued]]:
+        if self._undeclared:
+            yield self.store.declare(list(self.queue_settings.values()))
+            self._undeclared = False
+        while True:
+            try:
+                answers: list[Enqueued] = yield self.store.enqueue(jobs)
+            except QueueFull as full:
+                settings = self.queue_settings.get(full.queue)
+                arriving = sum(job.queue == full.queue for job in jobs)
+                if settings is None or settings.overflow != "block" or arriving > full.max_size:
+                    raise
+                yield Wait(0.05)
+            else:
+                return answers
+
+    def _handles(
+        self,
+        answers: Sequence[Enqueued],
+        jobs: Sequence[NewJob],
+        decode_result: Callable[[bytes], Any] | None,
+    ) -> list[JobHandle[Any]]:
+        if decode_result is not None:
+            return [JobHandle(self, answer.id, decode_result, answer.duplicate) for answer in answers]
+        return [
+            JobHandle(self, answer.id, self._result_decoder(job.task), answer.duplicate)
+            for answer, job in zip(answers, jobs, strict=True)
+        ]
+
+    def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
+        task = self.tasks.get(name)
+        return task.binding.decode_result if task else self.codec.decoder(Any)
+
+
+def _module_name(function: Callable[..., Any]) -> str:
+    """The module as workers will import it: a script run as ``__main__`` has its file's name."""
+    module = function.__module__
+    if module != "__main__":
+        return module
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    file = getattr(main, "__file__", None)
+    return Path(file).stem if file else module

@@ -1,0 +1,25 @@
+"""``ferryman completion``: scripts that let shells complete commands and options."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+__all__ = ["completion"]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    Put it where the shell finds it:
+      bash   ferryman completion bash > ~/.local/share/bash-completion/completions/ferryman
+      zsh    ferryman completion zsh > ~/.zfunc/_ferryman    (with ~/.zfunc in $fpath, before compinit)
+      fish   ferryman completion fish > ~/.config/fish/completions/ferryman.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    root = click.get_current_context().find_root().command
+    click.echo(kind(root, {}, "ferryman", "_FERRYMAN_COMPLETE").source())

@@ -1,0 +1,230 @@
+"""A job's whole life as people read it: what it is, and a timeline of what happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import click
+import msgspec
+
+from ferryman.cli.output import (
+    STATE_STYLES,
+    ago,
+    clean,
+    iso,
+    job_fields,
+    json_line,
+    local_time,
+    say,
+    stamps,
+    value_text,
+)
+from ferryman.cli.target import Target
+from ferryman.clock import SystemClock
+from ferryman.errors import JobNotFound, PayloadError
+from ferryman.job import FINISHED, Attempt, ErrorInfo, History, Job, JobId, OutcomeKind, State
+from ferryman.policy.why import span
+
+__all__ = ["Event", "show_life", "timeline"]
+
+_KIN = 10
+"""Parents or children that are listed before they are only counted."""
+
+_HAPPENED = {
+    OutcomeKind.RETRY: ("failed", "red"),
+    OutcomeKind.DEAD: ("failed for good", "red"),
+    OutcomeKind.SNOOZED: ("snoozed", "blue"),
+    OutcomeKind.CANCELLED: ("was cancelled", "bright_black"),
+    OutcomeKind.RELEASED: ("was given back unstarted", "bright_black"),
+    OutcomeKind.CRASHED: ("crashed", "red"),
+    OutcomeKind.SUCCEEDED: ("succeeded", "green"),
+}
+
+
+class Event(NamedTuple):
+    """Something that happened to the job."""
+
+    at: int
+    text: str
+    style: str | None = None
+    error: ErrorInfo | None = None
+
+
+class _Kin(NamedTuple):
+    title: str
+    ids: Sequence[JobId]
+    jobs: Sequence[Job | None]
+
+
+def show_life(target: Target, id: JobId, full: bool) -> None:  # noqa: A002
+    """Print all that is known of a job. Raises JobNotFound."""
+    store = target.existing
+    history = target.run(store.history(id))
+    if history is None:
+        raise JobNotFound(
+            f"{store.url} has no job {id}; it was never stored there, or its retention has passed"
+        )
+    kin = []
+    for title, ids in (("parents", history.parents), ("children", history.children)):
+        relatives = target.run(store.get(ids[:_KIN]))
+        kin.append(_Kin(title, ids, relatives))
+    arguments, result = _decoded(target, history.job.args), _decoded(target, history.job.result)
+    if target.json:
+        json_line(_fields(history, arguments, result))
+        return
+    _header(history.job, arguments, result)
+    for side in kin:
+        _relatives(side)
+    now = SystemClock().now()
+    click.echo()
+    for event in timeline(history):
+        _line(event, now, full)
+
+
+def timeline(history: History) -> list[Event]:
+    """What happened, in order of time."""
+    return sorted(_events(history), key=lambda event: event.at)
+
+
+def _events(history: History) -> Iterator[Event]:
+    job = history.job
+    lane = f"queue {job.queue}" + (f", priority {job.priority}" if job.priority else "")
+    yield Event(job.enqueued_at, f"enqueued in {lane}")
+    for attempt in history.attempts:
+        yield Event(attempt.started_at, f"attempt {attempt.number} started on {attempt.worker}")
+        yield _ended(attempt)
+    for note in history.notes:
+        yield Event(note.at, f"note: {note.text}", "cyan")
+    if job.state is State.SCHEDULED:
+        yield Event(job.run_at, "may run", "blue")
+    last_is_open = job.state in (State.RUNNING, State.SUCCEEDED)
+    if last_is_open and job.started_at is not None:
+        yield Event(job.started_at, f"attempt {job.attempt} started on {job.worker}")
+    if job.state is State.RUNNING and job.started_at is not None:
+        done = f", {job.progress:.0%} done" if job.progress is not None else ""
+        yield Event(job.started_at, f"running{done}", "yellow")
+    if job.state in FINISHED and job.finished_at is not None:
+        yield Event(job.finished_at, _end(job), STATE_STYLES[job.state])
+
+
+def _ended(attempt: Attempt) -> Event:
+    happened, style = _HAPPENED[attempt.kind]
+    cause = attempt.error.cause if attempt.error else attempt.reason
+    text = f"attempt {attempt.number} {happened} after {span(attempt.finished_at - attempt.started_at)}"
+    return Event(attempt.finished_at, text + (f": {cause}" if cause else ""), style, attempt.error)
+
+
+def _end(job: Job) -> str:
+    match job.state:
+        case State.SUCCEEDED:
+            ran = "" if job.started_at is None else f" after {span((job.finished_at or 0) - job.started_at)}"
+            return f"succeeded{ran}"
+        case State.DEAD:
+            return f"dead: {job.reason or 'no cause was kept'}"
+        case State.EXPIRED:
+            return "expired: no worker started it by its deadline"
+        case _:
+            return "cancelled" + (f": {job.reason}" if job.reason else "")
+
+
+# -- for people ------------------------------------------------------------------------------------------
+
+
+def _header(job: Job, arguments: Any, result: Any) -> None:
+    state = click.style(job.state.label, fg=STATE_STYLES[job.state], bold=True)
+    click.echo(f"{click.style(job.id, bold=True)}  {clean(job.task)}  {state}")
+    _field("queue", f"{job.queue}, priority {job.priority}")
+    _field(
+        "attempts", f"{job.attempt} of {job.max_attempts}" + (f", {job.deaths} deaths" if job.deaths else "")
+    )
+    for name in ("worker", "key", "tenant"):
+        if getattr(job, name):
+            _field(name, getattr(job, name))
+    if job.tags:
+        _field("tags", ", ".join(job.tags))
+    if job.progress is not None:
+        _field("progress", f"{job.progress:.0%}")
+    if job.deadline is not None:
+        _field("deadline", local_time(job.deadline))
+    if isinstance(arguments, dict):
+        for title, (name, value) in zip(
+            ["arguments"] + [""] * len(arguments), arguments.items(), strict=False
+        ):
+            _field(title, f"{name} = {value_text(value)}")
+        if not arguments:
+            _field("arguments", "none")
+    else:
+        _field("arguments", value_text(arguments))
+    if job.state is State.SUCCEEDED:
+        forgotten = job.result is None and job.result_until is not None
+        _field("result", "forgotten, as its time to live has passed" if forgotten else value_text(result))
+
+
+def _field(name: str, text: str) -> None:
+    click.echo(f"  {click.style(f'{name:<10}', fg='bright_black')} {clean(text)}")
+
+
+def _relatives(kin: _Kin) -> None:
+    titles = iter([kin.title])
+    for id, job in zip(kin.ids, kin.jobs, strict=False):  # noqa: A001
+        _field(next(titles, ""), f"{id}  {job.state.label + '  ' + job.task if job else 'gone'}")
+    if len(kin.ids) > _KIN:
+        _field("", f"and {len(kin.ids) - _KIN:,} more")
+
+
+def _line(event: Event, now: int, full: bool) -> None:
+    moment = click.style(local_time(event.at), fg="bright_black")
+    relative = click.style(f"{ago(event.at, now):>12}", fg="bright_black")
+    click.echo(f"{moment} {relative}  {click.style(clean(event.text), fg=event.style)}")
+    if event.error is None or not event.error.traceback:
+        return
+    lines = event.error.traceback.rstrip().splitlines()
+    shown = lines if full else _folded(lines)
+    for line in shown:
+        say(f"{'':38}│ {line}", "bright_black")
+
+
+def _folded(lines: list[str]) -> list[str]:
+    """The place where it broke: the last frame of a traceback, and its error."""
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    if not frames or len(lines) - frames[-1] > 8:
+        return [*lines[-4:], "(--traceback shows all)"]
+    return [*lines[frames[-1] :], "(--traceback shows all)"]
+
+
+# -- for programs ----------------------------------------------------------------------------------------
+
+
+def _decoded(target: Target, payload: bytes | None) -> Any:
+    if payload is None:
+        return None
+    try:
+        return target.app.codec.decoder(Any)(payload)
+    except PayloadError as error:
+        return f"{len(payload):,} bytes that cannot be shown: {error}"
+
+
+def _fields(history: History, arguments: Any, result: Any) -> dict[str, Any]:
+    return {
+        **job_fields(history.job),
+        "arguments": arguments,
+        "result": result,
+        "attempts": [
+            {
+                "number": attempt.number,
+                "outcome": attempt.kind.name.lower(),
+                "worker": attempt.worker,
+                **stamps(started_at=attempt.started_at, finished_at=attempt.finished_at),
+                "error": None if attempt.error is None else msgspec.structs.asdict(attempt.error),
+                "reason": attempt.reason,
+            }
+            for attempt in history.attempts
+        ],
+        "notes": [
+            {"at": iso(note.at), "at_ms": note.at, "attempt": note.attempt, "text": note.text}
+            for note in history.notes
+        ],
+        "parents": list(history.parents),
+        "children": list(history.children),
+    }

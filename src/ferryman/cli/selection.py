@@ -1,0 +1,158 @@
+"""Which jobs a command means: ids and their beginnings, filters, and large sets changed batch by batch."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import click
+import msgspec
+
+from ferryman.cli.output import clean, say
+from ferryman.cli.target import Target
+from ferryman.errors import JobNotFound
+from ferryman.io.operation import Operation
+from ferryman.job import Job, JobId
+from ferryman.store.port import Filter
+
+__all__ = ["change", "change_selected", "count", "fetch", "pages", "resolve"]
+
+_BATCH = 1_000
+"""Jobs that one operation changes; others get their turn in between."""
+
+_PAGE = 1_000
+_PAGES_OF_A_PREFIX = 20
+_SHORTEST = 6
+
+_SLACK_BEFORE, _SLACK_AFTER = 1_000, 60_000
+"""ms between the moment that an id carries and the one at which its job was stored."""
+
+
+def resolve(target: Target, text: str) -> JobId:
+    """The id that begins like this. An id begins with its moment, so only jobs of that time are looked at."""
+    digits = text.replace("-", "").lower()
+    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},32}}", digits):
+        raise click.UsageError(
+            f"{text!r} is no job id; give its 32 hexadecimal digits, or the first ones, {_SHORTEST} at least"
+        )
+    if len(digits) == 32:
+        return JobId(digits)
+    first, last = (int(digits[:12].ljust(12, fill), 16) for fill in "0f")
+    window = Filter(since=first - _SLACK_BEFORE, until=last + _SLACK_AFTER)
+    found: list[Job] = []
+    for number, page in enumerate(pages(target, window), 1):
+        found += (job for job in page if job.id.startswith(digits))
+        if len(found) > 1 or number == _PAGES_OF_A_PREFIX:
+            break
+    else:
+        if not found:
+            raise JobNotFound(f"no job in {target.store.url} has an id that begins with {digits}")
+        return found[0].id
+    raise click.UsageError(f"{digits} is too short to tell jobs apart; give more digits of the id")
+
+
+def fetch(target: Target, ids: Sequence[str]) -> list[Job]:
+    """These jobs, with arguments and results. Raises JobNotFound, which names the first that is missing."""
+    full = [resolve(target, text) for text in ids]
+    jobs: list[Job] = []
+    found = target.run(target.existing.get(full))
+    for id, job in zip(full, found, strict=True):  # noqa: A001
+        if job is None:
+            raise JobNotFound(
+                f"{target.store.url} has no job {id}; it was never stored there, or its retention has passed"
+            )
+        jobs.append(job)
+    return jobs
+
+
+def pages(target: Target, which: Filter) -> Iterable[list[Job]]:
+    """Matching jobs, newest first, page by page."""
+    before: int | None = None
+    while True:
+        page = target.run(target.existing.find(which, _PAGE, before))
+        if page:
+            yield page
+        if len(page) < _PAGE:
+            return
+        before = page[-1].seq
+
+
+def count(target: Target, which: Filter) -> int:
+    """How many jobs match: read off if the lanes know it, else counted."""
+    lanes_know = Filter(queues=which.queues, states=which.states)
+    if which != lanes_know:
+        return sum(len(page) for page in pages(target, which))
+    return sum(
+        number
+        for lane in target.run(target.existing.lanes())
+        if not which.queues or lane.queue in which.queues
+        for state, number in lane.counts.items()
+        if not which.states or state in which.states
+    )
+
+
+def change(
+    target: Target, which: Filter, total: int, verb: Callable[[Filter, int], Operation[int]], label: str
+) -> int:
+    """Do something to up to `total` matching jobs, batch by batch, with a progress bar if they are many.
+
+    The bound makes an end: a dead letter that is replayed may be dead again before the last one is.
+    """
+    done = 0
+    with click.progressbar(
+        length=total, label=label, file=sys.stderr, hidden=total <= _BATCH or not sys.stderr.isatty()
+    ) as bar:
+        while done < total:
+            changed = target.run(verb(which, min(_BATCH, total - done)))
+            if not changed:
+                break
+            done += changed
+            bar.update(changed)
+    return done
+
+
+def change_selected(
+    target: Target,
+    ids: Sequence[str],
+    which: Filter,
+    verb: Callable[[Filter, int], Operation[int]],
+    *,
+    words: tuple[str, str],
+    every: bool,
+    yes: bool,
+    dangerous: bool = False,
+) -> None:
+    """Do something to the jobs that were named, or after a question to those that match.
+
+    `words` say what is done: ``("Cancel", "cancelled")``. `every` allows a filter that means all jobs;
+    what is `dangerous` is asked about for named jobs too. Ends with 1 if a named job was left as it was.
+    """
+    doing, done = words
+    if ids:
+        jobs = fetch(target, ids)
+        named = Filter(ids=tuple(job.id for job in jobs), states=which.states)
+        if dangerous:
+            _ask(f"{doing} {_jobs(len(jobs))}?", yes)
+        changed = change(target, named, len(jobs), verb, doing)
+        say(f"{_jobs(changed)} {done}")
+        if changed < len(jobs):
+            left = ", ".join(f"{job.id} is {job.state.label}" for job in jobs[:5])
+            say(f"{_jobs(len(jobs) - changed)} left as they were: {left}", err=True)
+            click.get_current_context().exit(1)
+        return
+    if not every and msgspec.structs.replace(which, states=()) == Filter():
+        raise click.UsageError("name job ids, or a filter such as --queue or --task, or --all")
+    total = count(target, which)
+    if total:
+        _ask(f"{doing} {_jobs(total)}?", yes)
+    say(f"{_jobs(change(target, which, total, verb, doing))} {done}")
+
+
+def _ask(question: str, yes: bool) -> None:
+    if not yes:
+        click.confirm(clean(question), abort=True, err=True)
+
+
+def _jobs(number: int) -> str:
+    return f"{number:,} job" if number == 1 else f"{number:,} jobs"

@@ -1,0 +1,115 @@
+"""A producer's hold on a job that it enqueued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from ferryman.errors import JobCancelled, JobDied, JobExpired, JobNotFound, ResultExpired, ResultTimeout
+from ferryman.io.operation import Procedure, Wait
+from ferryman.job import FINISHED, Job, JobId, State
+from ferryman.store.port import Filter
+
+if TYPE_CHECKING:
+    from ferryman.app import App
+
+__all__ = ["JobHandle"]
+
+R = TypeVar("R")
+
+
+class JobHandle(Generic[R]):
+    """Knows a job by its id and asks the store about it. Thread-safe, cheap, and safe to throw away."""
+
+    __slots__ = ("_app", "_decode", "duplicate", "id")
+
+    def __init__(self, app: App, id: JobId, decode: Callable[[bytes], Any], duplicate: bool = False) -> None:
+        self._app = app
+        self._decode = decode
+        self.id = id
+        self.duplicate = duplicate
+        """Whether the enqueue made no new job, since this one stands for it (see ``unique``)."""
+
+    def __repr__(self) -> str:
+        return f"JobHandle({self.id!r})"
+
+    def result(self, timeout: float | None = None) -> R:
+        """Wait for the job to finish and return what the task returned, as its annotation says.
+
+        Raises JobDied, JobCancelled or JobExpired if it ended so, ResultTimeout after `timeout` seconds,
+        JobNotFound if the store does not know it (any more), ResultExpired if the result's time is over.
+        """
+        return self._app.perform(self._result(timeout))
+
+    async def aresult(self, timeout: float | None = None) -> R:
+        """`result`, awaited."""
+        return await self._app.aperform(self._result(timeout))
+
+    def status(self) -> State:
+        """Where the job is in its life. Raises JobNotFound."""
+        return self._app.perform(self._record()).state
+
+    async def astatus(self) -> State:
+        """`status`, awaited."""
+        return (await self._app.aperform(self._record())).state
+
+    def record(self) -> Job:
+        """All that the store keeps with the job. Raises JobNotFound."""
+        return self._app.perform(self._record())
+
+    async def arecord(self) -> Job:
+        """`record`, awaited."""
+        return await self._app.aperform(self._record())
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the job, or ask its worker to if it runs. False if it has finished, or was asked already."""
+        return self._app.perform(self._cancel(reason))
+
+    async def acancel(self, reason: str | None = None) -> bool:
+        """`cancel`, awaited."""
+        return await self._app.aperform(self._cancel(reason))
+
+    def _record(self) -> Procedure[Job]:
+        (job,) = yield self._app.store.get([self.id])
+        if job is None:
+            raise JobNotFound(
+                f"{self._app.store.url} has no job {self.id}; it was never stored there, or its retention has passed"
+            )
+        return job  # type: ignore[no-any-return]
+
+    def _cancel(self, reason: str | None) -> Procedure[bool]:
+        yield from self._record()
+        changed: int = yield self._app.store.cancel(Filter(ids=(self.id,)), 1, reason)
+        return changed > 0
+
+    def _result(self, timeout: float | None) -> Procedure[R]:
+        give_up = None if timeout is None else time.monotonic() + timeout
+        while True:
+            job = yield from self._record()
+            if job.state in FINISHED:
+                return cast("R", self._unpack(job))
+            rest = 1.0 if give_up is None else give_up - time.monotonic()
+            if rest <= 0:
+                raise ResultTimeout(
+                    f"job {self.id} is still {job.state.label} after {timeout:g} s; it goes on"
+                )
+            yield Wait(min(rest, 1.0))
+
+    def _unpack(self, job: Job) -> Any:
+        match job.state:
+            case State.SUCCEEDED:
+                if job.result is None:
+                    if job.result_until is not None:
+                        raise ResultExpired(
+                            f"the result of job {self.id} was kept until its time to live passed"
+                        )
+                    return None
+                return self._decode(job.result)
+            case State.CANCELLED:
+                raise JobCancelled(f"job {self.id} was cancelled: {job.reason or 'no reason given'}", self.id)
+            case State.EXPIRED:
+                raise JobExpired(f"job {self.id} was not started by its deadline", self.id)
+            case _:
+                cause = job.reason or "unknown"
+                raise JobDied(f"job {self.id} ({job.task}) died: {cause}", self.id, cause)

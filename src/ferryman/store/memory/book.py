@@ -1,0 +1,308 @@
+"""The book: every record of the memory store, and the undo steps of the transaction under way.
+
+Whoever changes a record touches it first; whoever adds or drops an entry of a dictionary uses `put` and
+`drop`. That alone makes a transaction all or nothing. Lines hold hints (see `line.py`) and need no undoing:
+rolling back a card puts it into its line again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ferryman.job import Attempt, JobId, NewJob, Note, State, WorkerId
+from ferryman.store.memory.line import Item, Line
+from ferryman.store.port import Order, QueueSettings, WorkerInfo, WorkerStatus
+
+__all__ = ["Book", "Card", "Fading", "Key", "Lane", "Minute", "Queue", "Worker", "move", "stand"]
+
+_MINUTE = 60_000
+
+_PENDING_BELOW = State.RUNNING
+"""States are numbered along a life: those below RUNNING are pending, those above are finished."""
+
+_MISSING: Any = object()
+
+
+class Queue(msgspec.Struct, eq=False):
+    """A queue and its lanes by priority."""
+
+    settings: QueueSettings
+    paused: bool = False
+    lanes: dict[int, Lane] = {}
+    arrivals: Line | None = None
+    """Its pending jobs by arrival; made when a job of it must be dropped for the first time."""
+    touched: int = 0
+
+    def pending(self) -> int:
+        return sum(sum(lane.counts[:_PENDING_BELOW]) for lane in self.lanes.values())
+
+
+class Lane(msgspec.Struct, eq=False):
+    """The jobs of a queue and a priority."""
+
+    queue: Queue
+    priority: int
+    counts: list[int]
+    """How many jobs are in each state."""
+    ready: Line
+    clock: float = 0.0
+    """Virtual time of a fair lane: the largest tag claimed."""
+    top: float = 0.0
+    """The largest tag given."""
+    tenants: dict[str | None, float] = {}
+    """The last tag of each tenant, if it is ahead of the clock."""
+    sweep_at: int = 64
+    touched: int = 0
+
+
+class Card(msgspec.Struct, eq=False):
+    """A job. All it refers to is immutable but its lane and `children`."""
+
+    new: NewJob
+    """As it was enqueued."""
+    seq: int
+    lane: Lane
+    args: bytes
+    enqueued_at: int
+    run_at: int
+    deadline: int | None
+    touched: int
+    state: State = State.WAITING
+    attempt: int = 0
+    deaths: int = 0
+    lease: int = 0
+    worker: WorkerId | None = None
+    started_at: int | None = None
+    finished_at: int | None = None
+    reason: str | None = None
+    progress: float | None = None
+    result: bytes | None = None
+    result_until: int | None = None
+    tag: float = 0.0
+    holds: bool = False
+    """It has a place of its key."""
+    warned: int = 0
+    """The last lease that was ordered to be cancelled."""
+    missing: int = 0
+    """How many parents it waits for."""
+    parents: tuple[JobId, ...] = ()
+    children: dict[JobId, bool] | None = None
+    """Whether each child still waits for it."""
+    attempts: tuple[Attempt, ...] = ()
+    notes: tuple[Note, ...] = ()
+    spot: Item | None = None
+    """Its place in the line of its state: an item that is not this one is out of date."""
+
+
+class Key(msgspec.Struct, eq=False):
+    """A key that unfinished jobs share."""
+
+    room: int
+    parked: Line
+    used: int = 0
+    jobs: int = 0
+    """Unfinished jobs of the key; it is forgotten with the last one."""
+    touched: int = 0
+
+
+class Worker(msgspec.Struct, eq=False):
+    """A worker on the register."""
+
+    info: WorkerInfo
+    status: WorkerStatus
+    registered_at: int
+    seen_at: int
+    lease_until: int
+    gone: Any = None
+    running: dict[JobId, Card] = {}
+    orders: tuple[tuple[Order, int], ...] = ()
+    """Orders not fetched yet; those to cancel, with the lease that is meant."""
+    touched: int = 0
+
+
+class Minute(msgspec.Struct, eq=False):
+    """What one task did in one queue in one minute."""
+
+    enqueued: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    dead: int = 0
+    waited: dict[int, int] = {}
+    ran: dict[int, int] = {}
+    touched: int = 0
+
+
+class Fading(msgspec.Struct, frozen=True):
+    """A lock, a value or a unique key that is taken: something that may end with time."""
+
+    holder: Any
+    """The owner of a lock, the bytes of a value, the job of a unique key."""
+    number: int
+    """The token of a lock, the version of a value."""
+    until: int | None
+
+
+def _still_pending(item: Item) -> bool:
+    return bool(item[2].state < _PENDING_BELOW)
+
+
+def _same_deadline(item: Item) -> bool:
+    card = item[2]
+    return bool(card.deadline == item[0] and card.state < _PENDING_BELOW)
+
+
+def _same_result(item: Item) -> bool:
+    return bool(item[2].result_until == item[0])
+
+
+def _same_end(item: Item) -> bool:
+    mapping, key = item[2]
+    entry = mapping.get(key)
+    return entry is not None and entry.until == item[0]
+
+
+@dataclass(slots=True)
+class Book:
+    """All that the store knows. Not thread-safe: the runner's lock guards it."""
+
+    cards: dict[JobId, Card] = field(default_factory=dict)
+    queues: dict[str, Queue] = field(default_factory=dict)
+    keys: dict[str, Key] = field(default_factory=dict)
+    uniques: dict[str, Fading] = field(default_factory=dict)
+    workers: dict[WorkerId, Worker] = field(default_factory=dict)
+    minutes: dict[int, dict[tuple[str, str], Minute]] = field(default_factory=dict)
+    locks: dict[str, Fading] = field(default_factory=dict)
+    values: dict[str, Fading] = field(default_factory=dict)
+
+    due: Line = field(default_factory=Line)
+    """Scheduled jobs by the moment they are due."""
+    deadlines: Line = field(default_factory=lambda: Line(_same_deadline))
+    """Pending jobs that have a deadline."""
+    finished: dict[State, Line] = field(default_factory=dict)
+    """Finished jobs by the moment they finished; cancelled and expired ones together."""
+    results: Line = field(default_factory=lambda: Line(_same_result))
+    """Jobs whose result is kept for a time of its own."""
+    ends: Line = field(default_factory=lambda: Line(_same_end))
+    """Locks, values and unique keys that end with time."""
+
+    woke: bool = False
+    """The transaction made work for a sleeping worker."""
+    number: int = 1
+    """Of the transaction; a record that bears it has been touched."""
+    undo: list[tuple[Any, ...]] = field(default_factory=list)
+    """Functions and their arguments, to be called backwards."""
+    _counter: int = 0
+    _in_order: bool = True
+
+    def __post_init__(self) -> None:
+        other = Line()
+        self.finished = {
+            State.SUCCEEDED: Line(),
+            State.DEAD: Line(),
+            State.CANCELLED: other,
+            State.EXPIRED: other,
+        }
+
+    # -- changing it -----------------------------------------------------------------------------
+
+    def touch(self, record: Any) -> None:
+        """Remember a record as it is, once a transaction, before its first change."""
+        if record.touched == self.number:
+            return
+        self.undo.append((_restore, record, record.__copy__()))
+        # The old containers belong to the copy from now on.
+        if type(record) is Lane:
+            record.counts = record.counts.copy()
+        elif type(record) is Minute:
+            record.waited, record.ran = record.waited.copy(), record.ran.copy()
+        record.touched = self.number
+
+    def put(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+        self.undo.append((_put_back, mapping, key, mapping.get(key, _MISSING)))
+        mapping[key] = value
+
+    def drop(self, mapping: dict[Any, Any], key: Any) -> None:
+        self.undo.append((_put_back, mapping, key, mapping[key]))
+        del mapping[key]
+
+    def put_fading(self, mapping: dict[str, Fading], key: str, entry: Fading) -> None:
+        self.put(mapping, key, entry)
+        if entry.until is not None:
+            self.ends.push((entry.until, self.next_number(), (mapping, key)))
+
+    def next_number(self) -> int:
+        """Never the same twice, and always larger: arrivals, tokens and versions."""
+        self._counter += 1
+        return self._counter
+
+    # -- records, made when first asked for ---------------------------------------------------------
+
+    def queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = Queue(QueueSettings(name=name))
+            self.put(self.queues, name, queue)
+        return queue
+
+    def lane(self, queue: str, priority: int) -> Lane:
+        owner = self.queue(queue)
+        lane = owner.lanes.get(priority)
+        if lane is None:
+            lane = Lane(owner, priority, [0] * len(State), Line())
+            self.put(owner.lanes, priority, lane)
+        return lane
+
+    def minute(self, now: int, queue: str, task: str) -> Minute:
+        """The statistics to write to, touched already."""
+        start = now - now % _MINUTE
+        of_minute = self.minutes.get(start)
+        if of_minute is None:
+            of_minute = {}
+            self.put(self.minutes, start, of_minute)
+        minute = of_minute.get((queue, task))
+        if minute is None:
+            minute = Minute(touched=self.number)
+            self.put(of_minute, (queue, task), minute)
+        elif minute.touched != self.number:
+            self.touch(minute)
+        return minute
+
+    def in_order(self) -> dict[JobId, Card]:
+        """The cards by arrival."""
+        if not self._in_order:
+            self.cards = dict(sorted(self.cards.items(), key=lambda entry: entry[1].seq))
+            self._in_order = True
+        return self.cards
+
+    # -- the end of a transaction ------------------------------------------------------------------
+
+    def commit(self) -> bool:
+        """Whether anything was changed."""
+        self.number += 1
+        self.woke = False
+        changed = bool(self.undo)
+        self.undo.clear()
+        return changed
+
+    def roll_back(self, *, interrupted: bool) -> None:
+        """Make all as it was before the transaction. An interrupt can strike between any two steps, and may have
+        lost items of lines: then every card is put into its line again."""
+        cards: dict[int, Card] = {}
+        for undo, record, *others in reversed(self.undo):
+            undo(record, *others)
+            if type(record) is Card:
+                cards[id(record)] = record
+            elif record is self.cards:
+                self._in_order = False
+        self.commit()
+        self._stand_again(self.cards.values() if interrupted else cards.values())
+
+    def _stand_again(self, cards: Iterable[Card]) -> None:
+        for card in cards:
+            if card.state is State.RUNNING and card.worker is not None:
+                self.workers[card.worker].running[card.id_] = card
+        ...

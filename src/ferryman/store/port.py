@@ -1,0 +1,569 @@
+"""The narrow waist: what Ferryman asks of a place where jobs live.
+
+Every verb makes an `Operation`: one transaction over a batch, performed by a runner. Nothing above this
+port knows which store it talks to, and no verb may be imitated: a store that cannot do one raises
+`Unsupported`. The docstrings are contracts, and `tests/conformance` holds every store to them.
+
+The verbs are sorted into four protocols: `Work` is what producers and workers call, `Coordination` is
+what policies share between workers, `Steering` and `Reading` are for people. `Store` is all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from ferryman.io.operation import AsyncRunner, Operation, Runner
+from ferryman.job import (
+    Claim,
+    ErrorInfo,
+    History,
+    Job,
+    JobId,
+    NewJob,
+    Outcome,
+    State,
+    WorkerId,
+)
+
+__all__ = [
+    "Capabilities",
+    "CauseCount",
+    "Claimed",
+    "Coordination",
+    "Enqueued",
+    "Entry",
+    "Filter",
+    "JobNote",
+    "LaneCounts",
+    "LaneState",
+    "MinuteStats",
+    "Order",
+    "OrderKind",
+    "ParentResult",
+    "QueueRecord",
+    "QueueSettings",
+    "Reading",
+    "Rescued",
+    "Retention",
+    "Signs",
+    "Steering",
+    "Store",
+    "Take",
+    "Waker",
+    "Work",
+    "WorkerInfo",
+    "WorkerRecord",
+    "WorkerStatus",
+]
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store guarantees; the table in the documentation is made from these."""
+
+    name: str
+    durable: bool
+    """Acknowledged jobs survive the death of every process."""
+    shared: bool
+    """Other processes can use it at the same time."""
+
+
+# -- enqueue ---------------------------------------------------------------------------------------
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """The store's answer for one job of a batch."""
+
+    id: JobId
+    """The job that now stands for the request: the new one, or the one it is a duplicate of."""
+    duplicate: bool = False
+
+
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a program says of a queue; the last word counts."""
+
+    name: str
+    fair: bool = False
+    """Share the queue among tenants by start-time fair queueing, instead of by arrival alone."""
+    weights: Mapping[str, float] = {}
+    """The share of each tenant of a fair queue; 1 for those not named."""
+    max_size: int | None = None
+    """How many pending jobs (see `ferryman.job.PENDING`) it may hold."""
+    overflow: Literal["block", "reject", "drop_oldest"] = "reject"
+    """What an enqueue to a full queue does. A store treats ``block`` as ``reject``: waiting is the producer's."""
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long finished jobs are kept (ms) and how many at most, so that no disk fills up."""
+
+    succeeded: int = 24 * 3_600_000
+    succeeded_count: int = 500_000
+    dead: int = 90 * 24 * 3_600_000
+    dead_count: int = 500_000
+    other: int = 7 * 24 * 3_600_000
+    """For cancelled and expired jobs."""
+    other_count: int = 500_000
+    stats: int = 30 * 24 * 3_600_000
+    """For the statistics of a minute."""
+    workers: int = 3_600_000
+    """For the record of a worker that is gone."""
+
+
+# -- claim -----------------------------------------------------------------------------------------
+
+
+class Take(msgspec.Struct, frozen=True):
+    """One line of a claim's plan: up to `count` jobs of this lane."""
+
+    queue: str
+    priority: int
+    count: int
+
+
+class LaneState(msgspec.Struct, frozen=True):
+    """A lane that has ready jobs after a claim: what the policy plans the next claim by."""
+
+    queue: str
+    priority: int
+    depth: int
+    oldest: int | None
+    """Since when the first job of the lane is ready."""
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """What a claim got."""
+
+    jobs: Sequence[Claim]
+    lanes: Sequence[LaneState]
+    """All lanes of the worker's queues, paused ones left out, that still have ready jobs."""
+    next_due: int | None
+    """When the next scheduled job of any queue is due."""
+    now: int
+    """The store's time."""
+
+
+class Signs(msgspec.Struct, frozen=True):
+    """What an idle worker looks for."""
+
+    work: bool
+    """There may be something to claim: a ready job in a queue of the worker's, or a due one."""
+    next_due: int | None
+    orders: bool
+    """A heartbeat would bring orders."""
+    now: int
+
+
+# -- workers ---------------------------------------------------------------------------------------
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a worker is; written once, when it registers."""
+
+    id: WorkerId
+    host: str
+    place: str
+    """Names a set of processes that can see one another: boot of the machine and namespace of process ids."""
+    pid: int
+    pid_birth: int
+    """When the process was started, in the kernel's ticks, to tell it from a later one of the same pid."""
+    queues: tuple[str, ...] | None
+    """The queues it serves; None for all, those to come included."""
+    tasks: tuple[str, ...]
+    """The tasks it knows."""
+    concurrency: int
+    bell: str | None = None
+    """Where to ring when there is work; see `Waker`."""
+    version: str = ""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself with each heartbeat."""
+
+    state: Literal["active", "paused", "draining"] = "active"
+    running: int = 0
+    done: int = 0
+    """Attempts ended since its start."""
+    failed: int = 0
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker as the store knows it."""
+
+    info: WorkerInfo
+    status: WorkerStatus
+    registered_at: int
+    seen_at: int
+    lease_until: int
+    gone: Literal["stopped", "dead"] | None = None
+    """``stopped``: it left by itself. ``dead``: it was rescued from."""
+
+
+OrderKind = Literal["cancel", "pause", "resume", "drain", "stop"]
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Something a worker is told to do."""
+
+    kind: OrderKind
+    job: JobId | None = None
+    """For ``cancel``."""
+    reason: str | None = None
+
+
+class Rescued(msgspec.Struct, frozen=True):
+    """What became of the running jobs of a worker that was found dead."""
+
+    worker: WorkerId
+    again: int
+    """Jobs that will run again."""
+    dead: int
+    """Jobs for which it was the last attempt, or the last death."""
+
+
+class JobNote(msgspec.Struct, frozen=True, array_like=True):
+    """What a running job reports of itself."""
+
+    id: JobId
+    lease: int
+    progress: float | None = None
+    text: str | None = None
+
+
+class ParentResult(msgspec.Struct, frozen=True):
+    """What a parent hands to its child."""
+
+    id: JobId
+    task: str
+    state: State
+    result: bytes | None
+    error: ErrorInfo | None = None
+
+
+# -- for people ------------------------------------------------------------------------------------
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs are meant: all conditions must hold, an empty one always does."""
+
+    ids: tuple[JobId, ...] = ()
+    queues: tuple[str, ...] = ()
+    states: tuple[State, ...] = ()
+    tasks: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """Jobs that have at least one of these tags."""
+    causes: tuple[str, ...] = ()
+    """Dead jobs with one of these causes (`ErrorInfo.cause`, as `Reading.causes` lists them)."""
+    since: int | None = None
+    """Enqueued at or after."""
+    until: int | None = None
+    """Enqueued before."""
+
+
+class QueueRecord(msgspec.Struct, frozen=True):
+    """A queue as the store knows it."""
+
+    settings: QueueSettings
+    paused: bool
+
+
+class LaneCounts(msgspec.Struct, frozen=True):
+    """How many jobs of a lane are in each state: kept, not counted."""
+
+    queue: str
+    priority: int
+    counts: Mapping[State, int]
+    oldest: int | None
+    """Since when its first ready job is ready."""
+
+
+class CauseCount(msgspec.Struct, frozen=True):
+    """Dead letters grouped by why they died."""
+
+    task: str
+    cause: str
+    count: int
+    first: int
+    last: int
+    """When the first and the last of them died."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A value of the shared key-value table."""
+
+    value: bytes
+    version: int
+
+
+class MinuteStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What one task did in one queue in one minute."""
+
+    minute: int
+    """The start of the minute."""
+    queue: str
+    task: str
+    enqueued: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    """Attempts that failed or crashed, those followed by a retry included."""
+    dead: int = 0
+    """Jobs that died."""
+    waited: Mapping[int, int] = {}
+    """Histogram of the time from ready to started, over attempts ended: bucket → count, the buckets being
+    those of `ferryman.policy.latency`."""
+    ran: Mapping[int, int] = {}
+    """Histogram of the run times of attempts ended."""
+
+
+class Work(Protocol):
+    """What producers and workers call. Batches keep their order; an empty batch is allowed and does nothing."""
+
+    def enqueue(self, jobs: Sequence[NewJob]) -> Operation[list[Enqueued]]:
+        """Keep these jobs, all or none; once performed, none of them can be lost.
+
+        Answers come in the order of the jobs. A job whose id is known already, or whose unique key is
+        taken (by a stored job or an earlier one of the batch), is a duplicate: nothing is stored for it.
+        A job starts its life WAITING if a parent is unfinished, else SCHEDULED if its moment is to come,
+        else PARKED if its key has no room, else READY. Parents may be earlier jobs of the same batch.
+        A parent that has already ended without success counts as `on_parent_failure` says; under
+        ``cancel`` the job is stored as CANCELLED.
+
+        In a full queue with the rule ``drop_oldest``, the oldest pending jobs are cancelled to make room.
+
+        Raises UnknownParent, QueueFull (also if the batch alone exceeds the bound): nothing is stored.
+        """
+        ...
+
+    def claim(
+        self, worker: WorkerId, plan: Sequence[Take], limit: int
+    ) -> Operation[Claimed]:
+        """Lease up to `limit` jobs to a registered worker, as the plan says, in the plan's order.
+
+        First, due SCHEDULED jobs are promoted (to READY, or PARKED if their key is full) and pending jobs
+        past their deadline expire, some thousand of each at most. Then each `Take` is served in lane
+        order: by fairness tag, then by arrival. A ready job past its deadline is expired, never returned.
+        Paused queues give nothing. A claimed job's attempt and lease are one more than before.
+
+        Raises WorkerGone if the worker is not registered, has left or was rescued from.
+        """
+        ...
+
+    def settle(self, worker: WorkerId, outcomes: Sequence[Outcome]) -> Operation[list[bool]]:
+        """Carry out what became of leased jobs. Answers, for each: True accepted, False lost.
+
+        An outcome is accepted only if the job is RUNNING under this worker and lease; a lost one changes
+        nothing. What each kind does is said at `OutcomeKind`. A RETRY or CRASHED outcome of the last
+        attempt makes the job DEAD, as does the `MAX_DEATHS`-th CRASHED one. Failed and crashed
+        attempts are recorded with the job, and so is a snooze's reason.
+
+        A job that finishes gives back its key's place and its unique key, and its children learn of it, in
+        the same transaction: parked jobs of the key are admitted in order (priority, then arrival), children
+        whose last parent it was go on, and children of a parent that failed do as they were told, down
+        through their own children. A job that will be retried later (delay > 0) or is snoozed gives back
+        its place, unless it is `ordered`. One that runs again at once keeps it.
+        """
+        ...
+
+    def annotate(self, worker: WorkerId, notes: Sequence[JobNote]) -> Operation[None]:
+        """Keep progress and notes of running jobs; those of lost leases are dropped. At most 1,000 notes a
+        job are kept, the newest; a note's text is cut at 4,000 characters."""
+        ...
+
+    def peek(self, worker: WorkerId) -> Operation[Signs]:
+        """Look, without writing, whether it is worth to claim or to ask for orders."""
+        ...
+
+    def register(self, info: WorkerInfo, lease: int) -> Operation[None]:
+        """Make a worker known, with a lease of so many ms on all it will claim."""
+        ...
+
+    def heartbeat(
+        self, worker: WorkerId, status: WorkerStatus, lease: int
+    ) -> Operation[list[Order]]:
+        """Renew all leases of the worker and collect its orders, each of which is given once.
+
+        Raises WorkerGone if it is not registered, has left or was rescued from.
+        """
+        ...
+
+    def leave(self, worker: WorkerId) -> Operation[None]:
+        """Take a worker off the register. What it still holds is released as CRASHED would be, without a death."""
+        ...
+
+    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
+        """Take back all running jobs of workers whose lease has ended, and of those named as dead.
+
+        Their attempt is spent and their death counted: each is settled as CRASHED, with a line that
+        names the worker. The workers are marked as dead. Nothing happens to ones that are gone already.
+        """
+        ...
+
+    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+        """Delete up to `limit` finished jobs, and old statistics, workers, locks and values, whose time is over
+        or that are too many, the oldest first. Jobs that an unfinished job waits for, or whose result
+        an unfinished child will want, stay. Answers how many jobs were deleted."""
+        ...
+
+    def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:
+        """The results of a job's parents, in the order in which they were named at enqueue."""
+        ...
+
+
+class Coordination(Protocol):
+    """What policies and duties share between workers."""
+
+    def lock(self, name: str, owner: str, ttl: int) -> Operation[int | None]:
+        """Take or renew a named lock for `ttl` ms. Answers its fencing token, which grows with each change of
+        owner, or None if another owner holds it."""
+        ...
+
+    def unlock(self, name: str, owner: str) -> Operation[bool]:
+        """Give a lock back. False if it was not (any more) the owner's."""
+        ...
+
+    def kv_get(self, key: str) -> Operation[Entry | None]:
+        """The value of a key, unless it has expired."""
+        ...
+
+    def kv_put(
+        self, key: str, value: bytes, *, expected: int | None, ttl: int | None = None
+    ) -> Operation[int | None]:
+        """Compare and set: store the value if the key's version is `expected` (None: there is no such key).
+        Answers the new version, larger than any before it, or None if the comparison failed."""
+        ...
+
+    def kv_delete(self, key: str) -> Operation[bool]:
+        """Forget a key. False if there was none."""
+        ...
+
+
+class Steering(Protocol):
+    """What people do to jobs, queues and workers.
+
+    Verbs that take a `Filter` change at most `limit` jobs, the oldest first, and answer how many: call
+    again until the answer is 0.
+    """
+
+    def declare(self, queues: Sequence[QueueSettings]) -> Operation[None]:
+        """Set the settings of queues. Jobs that wait already are left as they are."""
+        ...
+
+    def pause(self, queues: Sequence[str], paused: bool) -> Operation[None]:
+        """Stop or resume claims from these queues; they are made if they do not exist."""
+        ...
+
+    def cancel(
+        self, which: Filter, limit: int, reason: str | None = None
+    ) -> Operation[int]:
+        """Cancel jobs: pending ones now; for running ones their worker gets an order, once for each lease.
+        Finished ones are not counted. Children are told as by a settle."""
+        ...
+
+    def replay(self, which: Filter, limit: int) -> Operation[int]:
+        """Let finished jobs run again, with all their attempts, from READY (or PARKED). The filter should name
+        states, since it means finished jobs of all four otherwise. One whose unique key has been
+        taken by another job is left as it is. The history of earlier attempts is kept."""
+        ...
+
+    def edit(self, job: JobId, args: bytes) -> Operation[bool]:
+        """Replace the arguments of a job that is not running. False if there is no such job."""
+        ...
+
+    def reprioritise(self, which: Filter, priority: int, limit: int) -> Operation[int]:
+        """Move pending jobs to another priority; those that have it already are not counted."""
+        ...
+
+    def delete(self, which: Filter, limit: int) -> Operation[int]:
+        """Delete jobs that are not running, with all that is known of them. Children of pending ones are told as
+        if it had been cancelled."""
+        ...
+
+    def order(self, workers: Sequence[WorkerId], order: Order) -> Operation[int]:
+        """Leave an order for workers that are alive. Answers for how many."""
+        ...
+
+
+class Reading(Protocol):
+    """What people look at. Nothing here writes."""
+
+    def get(self, ids: Sequence[JobId]) -> Operation[list[Job | None]]:
+        """Jobs by id, in the order asked, with arguments and results."""
+        ...
+
+    def find(self, which: Filter, limit: int, before: int | None = None) -> Operation[list[Job]]:
+        """Jobs that match, newest arrival first, without arguments and results. `before` is the `seq` of the last
+        job of the previous page."""
+        ...
+
+    def history(self, job: JobId) -> Operation[History | None]:
+        """All that is known of a job."""
+        ...
+
+    def lanes(self) -> Operation[list[LaneCounts]]:
+        """All lanes that have or had jobs, by queue and falling priority. Costs the same at any backlog."""
+        ...
+
+    def queues(self) -> Operation[list[QueueRecord]]:
+        """All queues that were declared, paused or used, by name."""
+        ...
+
+    def stats(self, since: int, until: int) -> Operation[list[MinuteStats]]:
+        """Statistics of the minutes that begin in [since, until), by minute, queue and task."""
+        ...
+
+    def causes(self, which: Filter) -> Operation[list[CauseCount]]:
+        """Dead letters grouped by task and cause, the most frequent first; of the filter's states, DEAD alone
+        has a meaning."""
+        ...
+
+    def workers(self) -> Operation[list[WorkerRecord]]:
+        """All workers on the register, oldest first; those that are gone included until they are pruned."""
+        ...
+
+
+class Waker(Protocol):
+    """How a sleeping worker learns that there may be work. Not thread-safe."""
+
+    address: str | None
+    """What to register as `WorkerInfo.bell`."""
+    poll: float
+    """How often, in seconds, to ask `changed()` all the same: a lost ring costs no more than this."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when somebody rings."""
+        ...
+
+    def drain(self) -> None:
+        """Take in all rings."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether the store may have changed since this was last asked. Cheap; asks no lock."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Store(Work, Coordination, Steering, Reading, Protocol):
+    """A place where jobs live. Thread-safe; survives a fork."""
+
+    capabilities: Capabilities
+    url: str
+    """Without passwords, fit to be shown."""
+
+    def runner(self) -> Runner:
+        """The blocking runner of this store."""
+        ...
+
+    def async_runner(self) -> AsyncRunner:
+        """A runner for the running event loop."""
+        ...
+
+    def waker(self) -> Waker:
+        """A new bell for a worker of this process."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; the store must not be used afterwards."""
+        ...

@@ -1,0 +1,336 @@
+"""Enqueue: a batch of jobs, all or none.
+
+Jobs of no special kind that differ only in their ids and arguments, as those of a bulk enqueue do, go in
+by one statement for all of them. The others are looked at one by one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ferryman.errors import QueueFull, UnknownParent
+from ferryman.io.operation import Requests
+from ferryman.io.sqlite import Conflict, Many, Query
+from ferryman.job import FINISHED, JobId, NewJob, State
+from ferryman.store.port import Enqueued
+from ferryman.store.sqlite.finish import Finished, cancel_pending, let_go
+from ferryman.store.sqlite.ledger import STAT, Ledger, ids_param
+from ferryman.store.sqlite.places import join_key, next_tag, take_place
+from ferryman.store.sqlite.schema import FLAG
+
+__all__ = ["enqueue"]
+
+_PLACE = """
+SELECT l.id, q.max_size, q.overflow, q.fair,
+    (SELECT id FROM task WHERE name = ?3), (SELECT ifnull(max(seq), 0) + 1 FROM job)
+FROM (SELECT 1) LEFT JOIN lane l ON l.queue = ?1 AND l.priority = ?2 LEFT JOIN queue q ON q.name = ?1
+"""
+
+# ?1 first seq, ?2 all ids, ?13 a JSON array with one element per job
+_INSERT_JOBS = """
+INSERT INTO job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline, key, room, rank,
+    missing, tag)
+SELECT ?1 + n.key, substr(?2, n.key * 16 + 1, 16), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15
+FROM json_each(?16) n
+"""
+
+# ?2 all arguments, one after the other; ?6 a JSON array of start << 32 | length
+_INSERT_BODIES = """
+INSERT INTO body (seq, args, options, tenant, tags)
+SELECT ?1 + n.key, substr(?2, n.value >> 32, n.value & 4294967295), ?3, ?4, ?5 FROM json_each(?6) n
+"""
+
+_PARENT = "SELECT state FROM job WHERE id = ?"
+
+
+class _Place(NamedTuple):
+    """Where a run of jobs goes."""
+
+    lane: int
+    task: int
+    first_seq: int
+    fair: bool
+
+
+def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
+    ledger = Ledger(now)
+    yield from _keep_bounds(ledger, jobs)
+    answers: list[Enqueued] = []
+    for run in _runs(jobs):
+        place = yield from _place(run[0])
+        if place.fair or not _is_plain(run[0]):
+            yield from _enqueue_each(ledger, run, answers)
+            continue
+        try:
+            yield from _insert_plain(ledger, run, place)
+            answers += [Enqueued(job.id) for job in run]
+        except Conflict:
+            # Some are known already: this is the second try of a producer that got no answer to the first.
+            yield from _enqueue_each(ledger, run, answers)
+    yield from ledger.close()
+    return answers
+
+
+def _runs(jobs: Sequence[NewJob]) -> list[list[NewJob]]:
+    """Consecutive jobs that differ in nothing but ids and arguments."""
+    runs: list[list[NewJob]] = []
+    previous: tuple[Any, ...] | None = None
+    for job in jobs:
+        fields = msgspec.structs.astuple(job)
+        shape = (fields[1], fields[3:])
+        if shape == previous:
+            runs[-1].append(job)
+        else:
+            runs.append([job])
+            previous = shape
+    return runs
+
+
+def _is_plain(job: NewJob) -> bool:
+    return not (job.key is not None or job.unique or job.after or job.tags)
+
+
+def _place(job: NewJob) -> Requests[_Place]:
+    ((lane, _, _, fair, task, seq),) = yield Query(_PLACE, (job.queue, job.priority, job.task))
+    if lane is None:
+        ((lane,),) = yield Query(
+            "INSERT INTO lane (queue, priority) VALUES (?, ?) RETURNING id", (job.queue, job.priority)
+        )
+        yield Query("INSERT INTO queue (name) VALUES (?) ON CONFLICT DO NOTHING", (job.queue,))
+    if task is None:
+        ((task,),) = yield Query("INSERT INTO task (name) VALUES (?) RETURNING id", (job.task,))
+    return _Place(lane, task, seq, bool(fair))
+
+
+def _insert_plain(ledger: Ledger, run: Sequence[NewJob], place: _Place) -> Requests[None]:
+    job = run[0]
+    run_at = _run_at(job, ledger.now)
+    state = State.SCHEDULED if run_at > ledger.now else State.READY
+    ids = bytes.fromhex("".join([job.id for job in run]))
+    starts = list(itertools.accumulate([len(job.args) for job in run], initial=1))
+    spans = str([start << 32 | len(job.args) for start, job in zip(starts, run, strict=False)])
+    yield Query(
+        _INSERT_JOBS,
+        (
+            place.first_seq, ids, place.lane, place.task, int(state), 0, job.max_attempts, ledger.now, run_at,
+            _deadline(job, ledger.now), None, None, None, None, 0.0, spans,
+        ),
+    )  # fmt: skip
+    yield Query(
+        _INSERT_BODIES,
+        (place.first_seq, b"".join([job.args for job in run]), job.options, job.tenant, None, spans),
+    )
+    ledger.move(place.lane, None, state, len(run))
+    ledger.note(place.lane, place.task, STAT.ENQUEUED, count=len(run))
+
+
+def _run_at(job: NewJob, now: int) -> int:
+    return now + job.delay if job.at is None else max(job.at, now)
+
+
+def _deadline(job: NewJob, now: int) -> int | None:
+    return job.deadline if job.ttl is None else now + job.ttl
+
+
+# -- one by one ------------------------------------------------------------------------------------
+
+
+def _enqueue_each(ledger: Ledger, jobs: Sequence[NewJob], answers: list[Enqueued]) -> Requests[None]:
+    for job in jobs:
+        answer = yield from _enqueue_one(ledger, job)
+        answers.append(answer)
+
+
+def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
+    holder = yield from _known(ledger, job)
+    if holder is not None:
+        return Enqueued(holder, duplicate=True)
+    missing, failed_parent = yield from _look_at_parents(job)
+    place = yield from _place(job)
+    seq = place.first_seq
+    run_at = _run_at(job, ledger.now)
+    flags = _flags(job)
+    tag = 0.0
+    if failed_parent is not None or missing:
+        state = State.WAITING
+    elif run_at > ledger.now:
+        state = State.SCHEDULED
+    else:
+        state = State.READY
+    if job.key is not None:
+        yield from join_key(ledger, job.key, 1 if job.ordered else job.room)
+        if state is State.READY:
+            if (yield from take_place(job.key)):
+                flags |= FLAG.HOLDS
+            else:
+                state = State.PARKED
+    if place.fair and state is State.READY:
+        tag = yield from next_tag((yield from ledger.lane(place.lane)), job.tenant)
+    yield Query(
+        _INSERT_JOBS,
+        (
+            seq, bytes.fromhex(job.id), place.lane, place.task, int(state), flags, job.max_attempts, ledger.now,
+            run_at, _deadline(job, ledger.now), job.key, None if job.key is None else job.room,
+            None if job.key is None else _rank(job), missing or None, tag, "[0]",
+        ),
+    )  # fmt: skip
+    tags = json.dumps(job.tags) if job.tags else None
+    span = str([1 << 32 | len(job.args)])
+    yield Query(_INSERT_BODIES, (seq, job.args, job.options, job.tenant, tags, span))
+    ledger.move(place.lane, None, state)
+    ledger.note(place.lane, place.task, STAT.ENQUEUED)
+    yield from _remember(ledger, job, seq)
+    if failed_parent is not None:
+        reason = f"parent {failed_parent} did not succeed"
+        id_ = bytes.fromhex(job.id)
+        yield from let_go(
+            ledger,
+            [(yield from cancel_pending(ledger, seq, id_, place.lane, state, flags, job.key, reason))],
+        )
+    return Enqueued(job.id)
+
+
+def _known(ledger: Ledger, job: NewJob) -> Requests[JobId | None]:
+    """The job that stands for this one already, by id or by unique key."""
+    id_ = bytes.fromhex(job.id)
+    if (yield Query("SELECT 1 FROM job WHERE id = ?", (id_,))):
+        return job.id
+    if job.unique is None:
+        return None
+    held = yield Query(
+        "SELECT id FROM unique_key WHERE key = ? AND (until IS NULL OR until > ?)",
+        (job.unique.key, ledger.now),
+    )
+    return JobId(held[0][0].hex()) if held else None
+
+
+def _look_at_parents(job: NewJob) -> Requests[tuple[int, JobId | None]]:
+    """How many parents are still to finish, and one that failed and takes the job with it."""
+    missing = 0
+    failed: JobId | None = None
+    for parent in job.after:
+        found = yield Query(_PARENT, (bytes.fromhex(parent),))
+        if not found:
+            raise UnknownParent(
+                f"job {job.id} ({job.task}) is to wait for job {parent}, which the store does not have; "
+                "it was never enqueued, or its retention has passed"
+            )
+        state = State(found[0][0])
+        if state not in FINISHED:
+            missing += 1
+        elif state is not State.SUCCEEDED:
+            if job.on_parent_failure == "cancel":
+                failed = failed or parent
+            elif job.on_parent_failure == "hold":
+                missing += 1
+    return missing, failed
+
+
+def _remember(ledger: Ledger, job: NewJob, seq: int) -> Requests[None]:
+    """What other tables know of a job."""
+    if job.after:
+        marks = bytes.fromhex("".join(job.after)), ids_param(job.after)[1]
+        yield Query(
+            "INSERT INTO parent (child, place, parent, done)"
+            " SELECT ?3, n.key, j.id, j.state = 5 OR (j.state > 5 AND ?4) FROM json_each(?2) n"
+            " CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)",
+            (*marks, seq, job.on_parent_failure == "continue"),
+        )
+        yield Query(
+            "UPDATE job SET flags = flags | ?3 WHERE id IN"
+            " (SELECT substr(?1, n.key * 16 + 1, 16) FROM json_each(?2) n)",
+            (*marks, FLAG.CHILDREN),
+        )
+    if job.unique is not None:
+        if job.unique.period is None:
+            yield Query("UPDATE body SET unique_key = ? WHERE seq = ?", (job.unique.key, seq))
+        until = None if job.unique.period is None else ledger.now + job.unique.period
+        yield Query(
+            "INSERT INTO unique_key (key, seq, id, until) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET seq = excluded.seq, id = excluded.id, until = excluded.until",
+            (job.unique.key, seq, bytes.fromhex(job.id), until),
+        )
+    if job.tags:
+        yield Many(
+            "INSERT INTO tag (tag, seq) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            [(tag, seq) for tag in job.tags],
+        )
+
+
+def _flags(job: NewJob) -> int:
+    flags = FLAG.ORDERED if job.ordered else 0
+    if job.on_parent_failure == "continue":
+        flags |= FLAG.CONTINUE
+    elif job.on_parent_failure == "hold":
+        flags |= FLAG.HOLD
+    if job.unique is not None and job.unique.period is None:
+        flags |= FLAG.UNIQUE if job.unique.until == "finished" else FLAG.UNIQUE_START
+    if job.tags:
+        flags |= FLAG.TAGS
+    return flags
+
+
+def _rank(job: NewJob) -> int:
+    return 0 if job.ordered else -job.priority
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def _keep_bounds(ledger: Ledger, jobs: Sequence[NewJob]) -> Requests[None]:
+    """Refuse the batch if a bounded queue has no room for it, or make room, as the queue's rule says."""
+    for queue, arriving in Counter([job.queue for job in jobs]).items():
+        bound = yield Query(
+            "SELECT max_size, overflow FROM queue WHERE name = ? AND max_size IS NOT NULL", (queue,)
+        )
+        if not bound:
+            continue
+        ((max_size, overflow),) = bound
+        ((pending,),) = yield Query(
+            "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
+        )
+        excess = pending + arriving - max_size
+        if excess > 0:
+            # A producer that repeats an enqueue must not be refused what is stored already.
+            excess -= yield from _count_known([job.id for job in jobs if job.queue == queue])
+        if excess <= 0:
+            continue
+        if overflow != "drop_oldest" or arriving > max_size:
+            raise QueueFull(queue, max_size)
+        yield from _drop_oldest(ledger, queue, excess)
+
+
+def _count_known(ids: Sequence[JobId]) -> Requests[int]:
+    ((known,),) = yield Query(
+        "SELECT count(*) FROM json_each(?2) n JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)",
+        ids_param(ids),
+    )
+    return int(known)
+
+
+_OLDEST = """
+SELECT seq, id, lane, state, flags, key FROM job
+WHERE state = {state} AND lane IN (SELECT id FROM lane WHERE queue = ?) ORDER BY seq LIMIT ?
+"""
+
+_OLDEST_PENDING = [
+    _OLDEST.format(state=int(state)) for state in (State.READY, State.SCHEDULED, State.PARKED, State.WAITING)
+]
+
+
+def _drop_oldest(ledger: Ledger, queue: str, count: int) -> Requests[None]:
+    reason = f"dropped: queue {queue} was full"
+    for query in _OLDEST_PENDING:
+        dropped: list[Finished] = []
+        for seq, id_, lane, state, flags, key in (yield Query(query, (queue, count))):
+            dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
+        yield from let_go(ledger, dropped)
+        count -= len(dropped)
+        if count <= 0:
+            return

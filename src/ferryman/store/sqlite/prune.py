@@ -1,0 +1,77 @@
+"""Prune: finished jobs whose time is over or that are too many, and the small things that age."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ferryman.io.operation import Requests
+from ferryman.io.sqlite import Query
+from ferryman.job import State
+from ferryman.store.port import Retention
+from ferryman.store.sqlite.ledger import Ledger
+from ferryman.store.sqlite.schema import FLAG
+from ferryman.store.sqlite.steer import erase
+
+__all__ = ["prune"]
+
+# ?1 state, ?2 finished before, ?3 how many. Parents whose result an unfinished child wants stay.
+_OLD = f"""
+SELECT seq, id, lane, state, flags FROM job j INDEXED BY job_finished
+WHERE state = ?1 AND state >= 5 AND max(finished_at, coalesce(result_until, 0)) < ?2
+    AND NOT (flags & {FLAG.CHILDREN} AND EXISTS (
+        SELECT 1 FROM parent p JOIN job c ON c.seq = p.child WHERE p.parent = j.id AND c.state < 5))
+ORDER BY max(finished_at, coalesce(result_until, 0)) LIMIT ?3
+"""  # noqa: S608
+
+_ANY_TIME = 1 << 62
+
+
+def prune(now: int, retention: Retention, limit: int) -> Requests[int]:
+    ledger = Ledger(now)
+    yield from _prune_small(now, retention)
+    rows: list[Any] = []
+    for states, age, most in (
+        ((State.SUCCEEDED,), retention.succeeded, retention.succeeded_count),
+        ((State.DEAD,), retention.dead, retention.dead_count),
+        ((State.CANCELLED, State.EXPIRED), retention.other, retention.other_count),
+    ):
+        for state in states:
+            rows += yield Query(_OLD, (int(state), now - age, limit - len(rows)))
+        excess = (yield from _count(states)) - most - sum(row[3] in states for row in rows)
+        if excess > 0:
+            taken = {row[0] for row in rows}
+            for state in states:
+                more = yield Query(_OLD, (int(state), _ANY_TIME, min(limit, excess + len(taken))))
+                fresh = [row for row in more if row[0] not in taken][: max(0, min(excess, limit - len(rows)))]
+                rows += fresh
+                excess -= len(fresh)
+    yield from erase(ledger, rows)
+    yield from ledger.close()
+    return len(rows)
+
+
+def _count(states: tuple[State, ...]) -> Requests[int]:
+    ((succeeded, dead, cancelled, expired),) = yield Query(
+        "SELECT sum(succeeded), sum(dead), sum(cancelled), sum(expired) FROM lane"
+    )
+    counts = {
+        State.SUCCEEDED: succeeded,
+        State.DEAD: dead,
+        State.CANCELLED: cancelled,
+        State.EXPIRED: expired,
+    }
+    return sum(counts[state] or 0 for state in states)
+
+
+def _prune_small(now: int, retention: Retention) -> Requests[None]:
+    yield Query("DELETE FROM stat WHERE minute < ?", (now - retention.stats,))
+    yield Query("DELETE FROM lock WHERE until <= ?", (now,))
+    yield Query("DELETE FROM kv WHERE until <= ?", (now,))
+    yield Query("DELETE FROM unique_key WHERE until <= ?", (now,))
+    yield Query("DELETE FROM tenant WHERE tag <= (SELECT clock FROM lane WHERE id = tenant.lane)")
+    yield Query(
+        "UPDATE body SET result = NULL WHERE result IS NOT NULL AND seq IN"
+        " (SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND result_until <= ?)",
+        (now,),
+    )
+    yield Query("DELETE FROM worker WHERE gone IS NOT NULL AND seen_at < ?", (now - retention.workers,))

@@ -1,0 +1,201 @@
+"""What people look at. Nothing here writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ferryman.io.operation import Requests
+from ferryman.io.sqlite import Query
+from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
+from ferryman.store.port import (
+    CauseCount,
+    Filter,
+    LaneCounts,
+    MinuteStats,
+    ParentResult,
+    QueueRecord,
+    QueueSettings,
+    WorkerInfo,
+    WorkerRecord,
+    WorkerStatus,
+)
+from ferryman.store.sqlite.filters import matching
+from ferryman.store.sqlite.ledger import STAT, ids_param
+
+__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "workers"]
+
+_COLUMNS = """
+j.id, j.seq, t.name, l.queue, l.priority, j.state, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
+j.started_at, j.finished_at, j.deadline, (SELECT name FROM worker WHERE id = j.worker), j.key, b.tenant, b.tags,
+b.reason, b.progress
+"""
+
+_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
+_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
+_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
+
+
+def get(now: int, ids: Sequence[JobId]) -> Requests[list[Job | None]]:
+    rows = yield Query(
+        f"SELECT n.key, b.args, b.options, b.result, j.result_until, {_COLUMNS} FROM json_each(?2) n"  # noqa: S608
+        " CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16) JOIN body b ON b.seq = j.seq"
+        " JOIN lane l ON l.id = j.lane JOIN task t ON t.id = j.task",
+        ids_param(ids),
+    )
+    found: list[Job | None] = [None] * len(ids)
+    for place, args, options, result, result_until, *row in rows:
+        if result_until is not None and result_until <= now:
+            result = None
+        found[place] = _job(row, args=args, options=options, result=result, result_until=result_until)
+    return found
+
+
+def find(which: Filter, limit: int, before: int | None) -> Requests[list[Job]]:
+    rows = yield matching(
+        which,
+        _COLUMNS,
+        extra="j.seq < ?" if before is not None else "",
+        extra_params=() if before is None else (before,),
+        newest_first=True,
+        limit=limit,
+    )
+    return [_job(row) for row in rows]
+
+
+def history(now: int, job: JobId) -> Requests[History | None]:
+    ((record,), id_) = (yield from get(now, [job])), bytes.fromhex(job)
+    if record is None:
+        return None
+    attempts = yield Query(
+        "SELECT number, kind, (SELECT name FROM worker WHERE id = a.worker), started_at, finished_at, error, reason"
+        " FROM attempt a WHERE seq = ? ORDER BY id",
+        (record.seq,),
+    )
+    notes = yield Query("SELECT at, attempt, text FROM note WHERE seq = ? ORDER BY id", (record.seq,))
+    parents = yield Query("SELECT parent FROM parent WHERE child = ? ORDER BY place", (record.seq,))
+    children = yield Query(
+        "SELECT DISTINCT j.id FROM parent p JOIN job j ON j.seq = p.child WHERE p.parent = ? ORDER BY j.seq",
+        (id_,),
+    )
+    return History(
+        job=record,
+        attempts=tuple(_attempt(row) for row in attempts),
+        notes=tuple(Note(*row) for row in notes),
+        parents=tuple(JobId(parent.hex()) for (parent,) in parents),
+        children=tuple(JobId(child.hex()) for (child,) in children),
+    )
+
+
+def parent_results(now: int, job: JobId, offset: int, limit: int) -> Requests[list[ParentResult]]:
+    rows = yield Query(
+        "SELECT j.id, t.name, j.state, CASE WHEN j.result_until <= ?2 THEN NULL ELSE b.result END,"
+        " (SELECT error FROM attempt a WHERE a.seq = j.seq AND error IS NOT NULL ORDER BY a.id DESC LIMIT 1)"
+        " FROM parent p JOIN job j ON j.id = p.parent JOIN body b ON b.seq = j.seq JOIN task t ON t.id = j.task"
+        " WHERE p.child = (SELECT seq FROM job WHERE id = ?1) ORDER BY p.place LIMIT ?3 OFFSET ?4",
+        (bytes.fromhex(job), now, limit, offset),
+    )
+    return [
+        ParentResult(
+            JobId(id_.hex()), task, State(state), result,
+            None if error is None or state == State.SUCCEEDED else _decode_error(error),
+        )
+        for id_, task, state, result, error in rows
+    ]  # fmt: skip
+
+
+def lanes() -> Requests[list[LaneCounts]]:
+    rows = yield Query(
+        "SELECT queue, priority, waiting, scheduled, ready, parked, running, succeeded, dead, cancelled, expired,"
+        " (SELECT run_at FROM job INDEXED BY job_ready WHERE state = 2 AND lane = l.id ORDER BY tag, seq LIMIT 1)"
+        " FROM lane l ORDER BY queue, priority DESC"
+    )
+    return [
+        LaneCounts(queue, priority, dict(zip(State, counts, strict=True)), oldest)
+        for queue, priority, *counts, oldest in rows
+    ]
+
+
+def queues() -> Requests[list[QueueRecord]]:
+    rows = yield Query("SELECT name, fair, weights, max_size, overflow, paused FROM queue ORDER BY name")
+    return [
+        QueueRecord(
+            QueueSettings(
+                name=name, fair=bool(fair), weights=json.loads(weights), max_size=max_size, overflow=overflow
+            ),
+            bool(paused),
+        )
+        for name, fair, weights, max_size, overflow, paused in rows
+    ]
+
+
+def stats(since: int, until: int) -> Requests[list[MinuteStats]]:
+    rows = yield Query(
+        "SELECT s.minute, l.queue, t.name, s.kind, s.bucket, sum(s.n) FROM stat s JOIN lane l ON l.id = s.lane"
+        " JOIN task t ON t.id = s.task WHERE s.minute >= ? AND s.minute < ?"
+        " GROUP BY s.minute, l.queue, t.name, s.kind, s.bucket ORDER BY s.minute, l.queue, t.name",
+        (since, until),
+    )
+    found: dict[tuple[int, str, str], list[Any]] = {}
+    for minute, queue, task, kind, bucket, n in rows:
+        numbers = found.setdefault((minute, queue, task), [0, 0, 0, 0, {}, {}])
+        if kind in (STAT.WAITED, STAT.RAN):
+            numbers[kind][bucket] = n
+        else:
+            numbers[kind] = n
+    return [
+        MinuteStats(
+            minute=minute, queue=queue, task=task, enqueued=enqueued, succeeded=succeeded, failed=failed, dead=dead,
+            waited=waited, ran=ran,
+        )
+        for (minute, queue, task), (enqueued, succeeded, failed, dead, waited, ran) in found.items()
+    ]  # fmt: skip
+
+
+def causes(which: Filter) -> Requests[list[CauseCount]]:
+    query = matching(
+        which, "t.name AS task, b.reason AS cause, j.finished_at AS at", among=(State.DEAD,), limit=-1
+    )
+    rows = yield Query(
+        "SELECT task, coalesce(cause, ''), count(*), min(at), max(at)"  # noqa: S608
+        f" FROM ({query.sql}) GROUP BY task, cause ORDER BY count(*) DESC, task, cause",
+        query.params,
+    )
+    return [CauseCount(*row) for row in rows]
+
+
+def workers() -> Requests[list[WorkerRecord]]:
+    rows = yield Query(
+        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM worker ORDER BY id"
+    )
+    return [
+        WorkerRecord(
+            info=_decode_info(info), status=_decode_status(status), registered_at=registered_at, seen_at=seen_at,
+            lease_until=lease_until, gone=None if gone is None else ("stopped" if gone == 1 else "dead"),
+        )
+        for info, status, registered_at, seen_at, lease_until, gone in rows
+    ]  # fmt: skip
+
+
+def _job(row: Sequence[Any], **body: Any) -> Job:
+    (
+        id_, seq, task, queue, priority, state, attempt, max_attempts, deaths, enqueued_at, run_at, started_at,
+        finished_at, deadline, worker, key, tenant, tags, reason, progress,
+    ) = row  # fmt: skip
+    return Job(
+        id=JobId(id_.hex()), seq=seq, task=task, queue=queue, priority=priority, state=State(state), attempt=attempt,
+        max_attempts=max_attempts, deaths=deaths, enqueued_at=enqueued_at, run_at=run_at, started_at=started_at,
+        finished_at=finished_at, deadline=deadline, worker=worker, key=key, tenant=tenant,
+        tags=tuple(json.loads(tags)) if tags else (), reason=reason, progress=progress, **body,
+    )  # fmt: skip
+
+
+def _attempt(row: Sequence[Any]) -> Attempt:
+    number, kind, worker, started_at, finished_at, error, reason = row
+    return Attempt(
+        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker or "?"), started_at=started_at,
+        finished_at=finished_at, error=None if error is None else _decode_error(error), reason=reason,
+    )  # fmt: skip

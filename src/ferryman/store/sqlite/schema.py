@@ -1,0 +1,238 @@
+"""The tables, and what each column means.
+
+Ids are 16 bytes, times are milliseconds. Rows of `job` are kept narrow, since each claim and each settle
+rewrites them: what is long or rare is in `body`. Every index that a job of no special kind never enters is
+partial, so that it costs such jobs nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from ferryman.errors import StoreCorrupt, StoreVersionError
+
+__all__ = ["APPLICATION_ID", "FLAG", "SCHEMA_VERSION", "prepare"]
+
+APPLICATION_ID = 0x46455259
+"""'FERY', in the file's header: tells `file` and us whose database it is."""
+
+SCHEMA_VERSION = 1
+
+
+class FLAG:
+    """Bits of ``job.flags``: what a job needs beyond the common path."""
+
+    CHILDREN = 1
+    """Other jobs wait, or waited, for it."""
+    CONTINUE = 2
+    HOLD = 4
+    """Its `on_parent_failure`; neither bit means ``cancel``."""
+    ORDERED = 8
+    HOLDS = 16
+    """It holds a place of its key."""
+    UNIQUE = 32
+    """It may hold a unique key that is given back when it finishes."""
+    UNIQUE_START = 64
+    """It may hold a unique key that is given back when it is claimed."""
+    CANCEL_ASKED = 128
+    """The worker that runs it has been told to cancel it."""
+    TAGS = 256
+
+
+_TABLES = """
+CREATE TABLE queue (
+    name TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL DEFAULT 0,
+    fair INTEGER NOT NULL DEFAULT 0,
+    weights TEXT NOT NULL DEFAULT '{}',     -- JSON: tenant -> share
+    max_size INTEGER,
+    overflow TEXT NOT NULL DEFAULT 'reject'
+) WITHOUT ROWID;
+
+-- A queue and a priority, with the number of its jobs in each state: kept, so that nobody has to count.
+CREATE TABLE lane (
+    id INTEGER PRIMARY KEY,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    clock REAL NOT NULL DEFAULT 0,          -- the largest fairness tag claimed
+    waiting INTEGER NOT NULL DEFAULT 0,
+    scheduled INTEGER NOT NULL DEFAULT 0,
+    ready INTEGER NOT NULL DEFAULT 0,
+    parked INTEGER NOT NULL DEFAULT 0,
+    running INTEGER NOT NULL DEFAULT 0,
+    succeeded INTEGER NOT NULL DEFAULT 0,
+    dead INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    expired INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (queue, priority)
+);
+
+CREATE TABLE task (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+
+CREATE TABLE job (
+    seq INTEGER PRIMARY KEY,                -- the number of arrival
+    id BLOB NOT NULL,
+    lane INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    state INTEGER NOT NULL,                 -- ferryman.job.State
+    flags INTEGER NOT NULL,                 -- FLAG
+    lease INTEGER NOT NULL DEFAULT 0,       -- claims so far: the fence
+    attempt INTEGER NOT NULL DEFAULT 0,
+    max_attempts INTEGER NOT NULL,
+    deaths INTEGER NOT NULL DEFAULT 0,
+    tag REAL NOT NULL DEFAULT 0,            -- place in a fair lane
+    enqueued_at INTEGER NOT NULL,
+    run_at INTEGER NOT NULL,                -- when due; for ready jobs, since when they are ready
+    started_at INTEGER,
+    finished_at INTEGER,
+    worker INTEGER,                         -- worker.id
+    deadline INTEGER,
+    key TEXT,
+    room INTEGER,                           -- places that its key had when it was enqueued
+    rank INTEGER,                           -- order among the parked jobs of a key: smaller is sooner
+    missing INTEGER,                        -- parents that are still to finish
+    result_until INTEGER
+);
+CREATE UNIQUE INDEX job_id ON job (id);
+CREATE INDEX job_task ON job (task, seq);
+CREATE INDEX job_ready ON job (lane, tag, seq) WHERE state = 2;
+CREATE INDEX job_running ON job (worker) WHERE state = 4;
+-- In the order in which they may be deleted: a result that is to be kept longer keeps its job.
+CREATE INDEX job_finished ON job (state, max(finished_at, coalesce(result_until, 0))) WHERE state >= 5;
+CREATE INDEX job_scheduled ON job (run_at, seq) WHERE state = 1;
+CREATE INDEX job_waiting ON job (seq) WHERE state = 0;
+CREATE INDEX job_parked ON job (key, rank, seq) WHERE state = 3;
+CREATE INDEX job_deadline ON job (deadline) WHERE deadline IS NOT NULL AND state < 4;
+CREATE INDEX job_result_until ON job (result_until) WHERE result_until IS NOT NULL;
+
+CREATE TABLE body (
+    seq INTEGER PRIMARY KEY,                -- job.seq
+    args BLOB NOT NULL,
+    options BLOB,
+    result BLOB,
+    tenant TEXT,
+    tags TEXT,                              -- JSON array
+    unique_key TEXT,                        -- taken anew when it is replayed
+    reason TEXT,
+    progress REAL
+);
+
+CREATE TABLE tag (tag TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (tag, seq)) WITHOUT ROWID;
+
+-- Attempts that did not succeed.
+CREATE TABLE attempt (
+    id INTEGER PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    kind INTEGER NOT NULL,                  -- ferryman.job.OutcomeKind
+    worker INTEGER NOT NULL,
+    started_at INTEGER NOT NULL,
+    finished_at INTEGER NOT NULL,
+    error BLOB,                             -- MessagePack of ferryman.job.ErrorInfo
+    reason TEXT
+);
+CREATE INDEX attempt_job ON attempt (seq, id);
+
+CREATE TABLE note (
+    id INTEGER PRIMARY KEY, seq INTEGER NOT NULL, at INTEGER NOT NULL, attempt INTEGER NOT NULL, text TEXT NOT NULL
+);
+CREATE INDEX note_job ON note (seq, id);
+
+-- Who waits for whom. A row stays after it was done, as history.
+CREATE TABLE parent (
+    child INTEGER NOT NULL,                 -- job.seq
+    place INTEGER NOT NULL,                 -- its place in `after`
+    parent BLOB NOT NULL,                   -- job.id
+    done INTEGER NOT NULL,
+    PRIMARY KEY (child, place)
+) WITHOUT ROWID;
+CREATE INDEX parent_of ON parent (parent, child);
+
+CREATE TABLE unique_key (
+    key TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,
+    id BLOB NOT NULL,
+    until INTEGER                           -- NULL: until the job starts or finishes
+) WITHOUT ROWID;
+CREATE INDEX unique_key_job ON unique_key (seq);
+CREATE INDEX unique_key_until ON unique_key (until) WHERE until IS NOT NULL;
+
+-- Keys that have unfinished jobs: how many places, how many of them taken, how many such jobs.
+CREATE TABLE room (
+    key TEXT PRIMARY KEY, room INTEGER NOT NULL, used INTEGER NOT NULL, jobs INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE tenant (
+    lane INTEGER NOT NULL, tenant TEXT NOT NULL, tag REAL NOT NULL, PRIMARY KEY (lane, tenant)
+) WITHOUT ROWID;
+
+CREATE TABLE worker (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,              -- ferryman.job.WorkerId
+    info BLOB NOT NULL,                     -- MessagePack of ferryman.store.port.WorkerInfo
+    status BLOB NOT NULL,
+    queues TEXT,                            -- JSON array; NULL: all
+    bell TEXT,
+    registered_at INTEGER NOT NULL,
+    seen_at INTEGER NOT NULL,
+    lease_until INTEGER NOT NULL,
+    gone INTEGER                            -- 1 stopped, 2 dead
+);
+CREATE INDEX worker_alive ON worker (lease_until) WHERE gone IS NULL;
+
+CREATE TABLE worker_order (
+    id INTEGER PRIMARY KEY, worker INTEGER NOT NULL, kind TEXT NOT NULL, job BLOB, reason TEXT
+);
+CREATE INDEX worker_order_of ON worker_order (worker);
+
+-- One row per minute, lane, task, kind of number and histogram bucket.
+CREATE TABLE stat (
+    minute INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    kind INTEGER NOT NULL,                  -- ferryman.store.sqlite.ledger.STAT
+    bucket INTEGER NOT NULL,
+    n INTEGER NOT NULL,
+    PRIMARY KEY (minute, lane, task, kind, bucket)
+) WITHOUT ROWID;
+
+CREATE TABLE lock (name TEXT PRIMARY KEY, owner TEXT, token INTEGER NOT NULL, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE kv (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, until INTEGER) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Make the tables if the file is new. Raises StoreCorrupt, or StoreVersionError if a newer Ferryman made it."""
+    if _is_current(connection):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Somebody may have made them while this waited.
+        if not _is_current(connection):
+            for statement in _TABLES.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _is_current(connection: sqlite3.Connection) -> bool:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application == APPLICATION_ID:
+        if version > SCHEMA_VERSION:
+            raise StoreVersionError(
+                f"the database has version {version}, and this Ferryman knows versions up to {SCHEMA_VERSION}; "
+                "install the newer Ferryman that made it"
+            )
+        return True
+    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        raise StoreCorrupt(
+            "the database holds tables of another program; give Ferryman a file of its own in the store URL"
+        )
+    return False

@@ -1,0 +1,225 @@
+"""Settle: what became of leased jobs. The fence is the worker and the number of the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ferryman.io.operation import Requests
+from ferryman.io.sqlite import Many, Query
+from ferryman.job import MAX_DEATHS, ErrorInfo, Outcome, OutcomeKind, State, WorkerId
+from ferryman.policy.latency import bucket_of
+from ferryman.store.port import JobNote
+from ferryman.store.sqlite.finish import Finished, let_go
+from ferryman.store.sqlite.ledger import STAT, Ledger, ids_param
+from ferryman.store.sqlite.places import enter, free_place
+from ferryman.store.sqlite.schema import FLAG
+
+__all__ = ["Leased", "annotate", "settle", "settle_leased"]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+_LEASED = """
+SELECT n.key, j.seq, j.id, j.lane, j.task, j.flags, j.lease, j.attempt, j.max_attempts, j.deaths, j.run_at, j.key,
+    j.worker, j.tag
+FROM json_each(?2) n CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)
+WHERE j.state = 4 AND j.worker = (SELECT id FROM worker WHERE name = ?3)
+"""
+
+_MEASURED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED})
+
+_MAX_NOTES = 1_000
+_MAX_NOTE = 4_000
+
+
+class Leased(NamedTuple):
+    """A running job, as `settle` found it."""
+
+    seq: int
+    id: bytes
+    lane: int
+    task: int
+    flags: int
+    lease: int
+    attempt: int
+    max_attempts: int
+    deaths: int
+    run_at: int
+    key: str | None
+    worker: int
+    tag: float
+
+
+def settle(now: int, worker: WorkerId, outcomes: Sequence[Outcome]) -> Requests[list[bool]]:
+    ledger = Ledger(now)
+    rows = yield Query(_LEASED, (*ids_param([outcome.id for outcome in outcomes]), worker))
+    accepted = [False] * len(outcomes)
+    settled: set[int] = set()
+    done: list[tuple[int, int, int]] = []
+    results: list[tuple[bytes, int]] = []
+    finished: list[Finished] = []
+    others: list[tuple[Leased, Outcome]] = []
+    for row in rows:
+        outcome = outcomes[row[0]]
+        seq = row[1]
+        # Twice in one batch: the first one has it.
+        if row[6] != outcome.lease or seq in settled:
+            continue
+        settled.add(seq)
+        accepted[row[0]] = True
+        if outcome.kind != OutcomeKind.SUCCEEDED:
+            others.append((Leased(*row[1:]), outcome))
+            continue
+        started = now - outcome.ran_us // 1000
+        done.append((started, now, seq))
+        if outcome.result is not None:
+            results.append((outcome.result, seq))
+            if outcome.keep_result is not None:
+                yield Query("UPDATE job SET result_until = ? WHERE seq = ?", (now + outcome.keep_result, seq))
+        lane, task, flags, key = row[3], row[4], row[5], row[11]
+        ledger.move(lane, State.RUNNING, State.SUCCEEDED)
+        _measure(ledger, lane, task, row[10], started, outcome.ran_us)
+        ledger.note(lane, task, STAT.SUCCEEDED)
+        if flags or key is not None:
+            finished.append(Finished(seq, row[2], flags, key, succeeded=True))
+    if done:
+        yield Many("UPDATE job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ?", done)
+    if results:
+        yield Many("UPDATE body SET result = ? WHERE seq = ?", results)
+    if finished:
+        yield from let_go(ledger, finished)
+    for job, outcome in others:
+        yield from settle_leased(ledger, job, outcome)
+    yield from ledger.close()
+    return accepted
+
+
+def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome) -> Requests[State]:
+    """Carry out an outcome other than success. Answers where the job went."""
+    kind = outcome.kind
+    started = ledger.now - outcome.ran_us // 1000
+    if kind in _MEASURED:
+        _measure(ledger, job.lane, job.task, job.run_at, started, outcome.ran_us)
+        ledger.note(job.lane, job.task, STAT.FAILED)
+    if kind is not OutcomeKind.RELEASED:
+        yield from _record_attempt(ledger, job, outcome, started)
+    match kind:
+        case OutcomeKind.RELEASED:
+            return (yield from _release(ledger, job))
+        case OutcomeKind.SNOOZED:
+            yield Query("UPDATE body SET reason = ? WHERE seq = ?", (outcome.reason, job.seq))
+            return (yield from _put_off(ledger, job, outcome.delay, attempt=job.attempt - 1, always=True))
+        case OutcomeKind.CANCELLED:
+            yield from _finish(ledger, job, State.CANCELLED, outcome.reason, started)
+            return State.CANCELLED
+        case OutcomeKind.RETRY if job.attempt < job.max_attempts:
+            yield Query("UPDATE job SET started_at = ? WHERE seq = ?", (started, job.seq))
+            return (yield from _put_off(ledger, job, outcome.delay, attempt=job.attempt))
+        case OutcomeKind.CRASHED if job.attempt < job.max_attempts and job.deaths + 1 < MAX_DEATHS:
+            return (yield from _run_again(ledger, job))
+        case _:
+            yield from _die(ledger, job, outcome, started)
+            return State.DEAD
+
+
+def _release(ledger: Ledger, job: Leased) -> Requests[State]:
+    """Back to the place it had: same tag, same moment."""
+    yield Query(
+        "UPDATE job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = ?",
+        (job.seq,),
+    )
+    ledger.move(job.lane, State.RUNNING, State.READY)
+    return State.READY
+
+
+def _run_again(ledger: Ledger, job: Leased) -> Requests[State]:
+    yield Query("UPDATE job SET state = 2, deaths = deaths + 1 WHERE seq = ?", (job.seq,))
+    ledger.move(job.lane, State.RUNNING, State.READY)
+    return State.READY
+
+
+def _put_off(
+    ledger: Ledger, job: Leased, delay: int, *, attempt: int, always: bool = False
+) -> Requests[State]:
+    """Run again after `delay`, or at once. While it waits, only an ordered job keeps its key's place."""
+    flags = job.flags
+    if delay > 0 or always:
+        yield Query(
+            "UPDATE job SET state = 1, attempt = ?, run_at = ? WHERE seq = ?",
+            (attempt, ledger.now + delay, job.seq),
+        )
+        ledger.move(job.lane, State.RUNNING, State.SCHEDULED)
+        if job.key is not None and flags & FLAG.HOLDS and not flags & FLAG.ORDERED:
+            yield Query("UPDATE job SET flags = flags & ~?1 WHERE seq = ?2", (FLAG.HOLDS, job.seq))
+            yield from free_place(ledger, job.key)
+        return State.SCHEDULED
+    yield Query("UPDATE job SET attempt = ? WHERE seq = ?", (attempt, job.seq))
+    yield from enter(ledger, job.seq, job.lane, State.RUNNING, flags, job.key)
+    return State.READY
+
+
+def _die(ledger: Ledger, job: Leased, outcome: Outcome, started: int) -> Requests[None]:
+    reason = (
+        _error_of(outcome).cause if outcome.kind is OutcomeKind.CRASHED or outcome.error else outcome.reason
+    )
+    yield from _finish(ledger, job, State.DEAD, reason, started)
+    ledger.note(job.lane, job.task, STAT.DEAD)
+    if outcome.kind is OutcomeKind.CRASHED:
+        yield Query("UPDATE job SET deaths = deaths + 1 WHERE seq = ?", (job.seq,))
+
+
+def _finish(ledger: Ledger, job: Leased, state: State, reason: str | None, started: int) -> Requests[None]:
+    yield Query(
+        "UPDATE job SET state = ?, started_at = ?, finished_at = ? WHERE seq = ?",
+        (int(state), started, ledger.now, job.seq),
+    )
+    yield Query("UPDATE body SET reason = ? WHERE seq = ?", (reason, job.seq))
+    ledger.move(job.lane, State.RUNNING, state)
+    yield from let_go(ledger, [Finished(job.seq, job.id, job.flags, job.key, succeeded=False)])
+
+
+def _record_attempt(ledger: Ledger, job: Leased, outcome: Outcome, started: int) -> Requests[None]:
+    error: Any = outcome.error
+    if error is None and outcome.kind is OutcomeKind.CRASHED:
+        error = _error_of(outcome)
+    yield Query(
+        "INSERT INTO attempt (seq, number, kind, worker, started_at, finished_at, error, reason)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job.seq, job.attempt, int(outcome.kind), job.worker, started, ledger.now,
+            None if error is None else _encode(error), outcome.reason,
+        ),
+    )  # fmt: skip
+
+
+def _error_of(outcome: Outcome) -> ErrorInfo:
+    return outcome.error or ErrorInfo("Crashed", "its executor died")
+
+
+def _measure(ledger: Ledger, lane: int, task: int, ready_at: int, started: int, ran_us: int) -> None:
+    ledger.note(lane, task, STAT.WAITED, bucket_of((started - ready_at) * 1000))
+    ledger.note(lane, task, STAT.RAN, bucket_of(ran_us))
+
+
+def annotate(now: int, worker: WorkerId, notes: Sequence[JobNote]) -> Requests[None]:
+    rows = yield Query(_LEASED, (*ids_param([note.id for note in notes]), worker))
+    found = {row[0]: row for row in rows}
+    for index, note in enumerate(notes):
+        row = found.get(index)
+        if row is None or row[6] != note.lease:
+            continue
+        seq = row[1]
+        if note.progress is not None:
+            yield Query("UPDATE body SET progress = ? WHERE seq = ?", (note.progress, seq))
+        if note.text is not None:
+            yield Query(
+                "INSERT INTO note (seq, at, attempt, text) VALUES (?, ?, ?, ?)",
+                (seq, now, row[7], note.text[:_MAX_NOTE]),
+            )
+            yield Query(
+                "DELETE FROM note WHERE seq = ?1 AND id <="
+                " (SELECT id FROM note WHERE seq = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+                (seq, _MAX_NOTES),
+            )

@@ -1,0 +1,170 @@
+"""The SQLite store: each verb names the operation that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ferryman.clock import Clock, SystemClock
+from ferryman.io.bell import SqliteWaker
+from ferryman.io.operation import AsyncRunner, Operation, Runner
+from ferryman.io.sqlite import AsyncSqliteRunner, Database, SqliteRunner
+from ferryman.job import History, Job, JobId, NewJob, Outcome, WorkerId
+from ferryman.store.port import (
+    Capabilities,
+    CauseCount,
+    Claimed,
+    Enqueued,
+    Entry,
+    Filter,
+    JobNote,
+    LaneCounts,
+    MinuteStats,
+    Order,
+    ParentResult,
+    QueueRecord,
+    QueueSettings,
+    Rescued,
+    Retention,
+    Signs,
+    Take,
+    Waker,
+    WorkerInfo,
+    WorkerRecord,
+    WorkerStatus,
+)
+from ferryman.store.sqlite import claim, coordinate, enqueue, prune, read, settle, steer
+from ferryman.store.sqlite import workers as registry
+from ferryman.store.sqlite.schema import prepare
+
+__all__ = ["SqliteStore"]
+
+
+class SqliteStore:
+    """Jobs in one file. Thread-safe; survives a fork. See `ferryman.store.port.Store` for the contracts."""
+
+    capabilities = Capabilities(name="SQLite", durable=True, shared=True)
+
+    def __init__(self, path: str, clock: Clock | None = None) -> None:
+        self._database = Database(path, clock or SystemClock(), prepare)
+        self._runner = SqliteRunner(self._database)
+        self.url = f"sqlite:///{path}"
+
+    def runner(self) -> Runner:
+        return self._runner
+
+    def async_runner(self) -> AsyncRunner:
+        return AsyncSqliteRunner(self._database)
+
+    def waker(self) -> Waker:
+        return SqliteWaker(self._database)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # -- work ------------------------------------------------------------------------------------
+
+    def enqueue(self, jobs: Sequence[NewJob]) -> Operation[list[Enqueued]]:
+        return Operation("enqueue", lambda now: enqueue.enqueue(now, jobs))
+
+    def claim(self, worker: WorkerId, plan: Sequence[Take], limit: int) -> Operation[Claimed]:
+        return Operation("claim", lambda now: claim.claim(now, worker, plan, limit))
+
+    def settle(self, worker: WorkerId, outcomes: Sequence[Outcome]) -> Operation[list[bool]]:
+        return Operation("settle", lambda now: settle.settle(now, worker, outcomes))
+
+    def annotate(self, worker: WorkerId, notes: Sequence[JobNote]) -> Operation[None]:
+        return Operation("annotate", lambda now: settle.annotate(now, worker, notes))
+
+    def peek(self, worker: WorkerId) -> Operation[Signs]:
+        return Operation("peek", lambda now: claim.peek(now, worker), writes=False)
+
+    def register(self, info: WorkerInfo, lease: int) -> Operation[None]:
+        return Operation("register", lambda now: registry.register(now, info, lease))
+
+    def heartbeat(self, worker: WorkerId, status: WorkerStatus, lease: int) -> Operation[list[Order]]:
+        return Operation("heartbeat", lambda now: registry.heartbeat(now, worker, status, lease))
+
+    def leave(self, worker: WorkerId) -> Operation[None]:
+        return Operation("leave", lambda now: registry.leave(now, worker))
+
+    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
+        return Operation("rescue", lambda now: registry.rescue(now, dead))
+
+    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+        return Operation("prune", lambda now: prune.prune(now, retention, limit))
+
+    def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:
+        return Operation(
+            "parent_results", lambda now: read.parent_results(now, job, offset, limit), writes=False
+        )
+
+    # -- coordination ------------------------------------------------------------------------------
+
+    def lock(self, name: str, owner: str, ttl: int) -> Operation[int | None]:
+        return Operation("lock", lambda now: coordinate.lock(now, name, owner, ttl))
+
+    def unlock(self, name: str, owner: str) -> Operation[bool]:
+        return Operation("unlock", lambda now: coordinate.unlock(now, name, owner))
+
+    def kv_get(self, key: str) -> Operation[Entry | None]:
+        return Operation("kv_get", lambda now: coordinate.kv_get(now, key), writes=False)
+
+    def kv_put(
+        self, key: str, value: bytes, *, expected: int | None, ttl: int | None = None
+    ) -> Operation[int | None]:
+        return Operation("kv_put", lambda now: coordinate.kv_put(now, key, value, expected, ttl))
+
+    def kv_delete(self, key: str) -> Operation[bool]:
+        return Operation("kv_delete", lambda now: coordinate.kv_delete(now, key))
+
+    # -- steering ----------------------------------------------------------------------------------
+
+    def declare(self, queues: Sequence[QueueSettings]) -> Operation[None]:
+        return Operation("declare", lambda _: steer.declare(queues))
+
+    def pause(self, queues: Sequence[str], paused: bool) -> Operation[None]:
+        return Operation("pause", lambda now: steer.pause(now, queues, paused))
+
+    def cancel(self, which: Filter, limit: int, reason: str | None = None) -> Operation[int]:
+        return Operation("cancel", lambda now: steer.cancel(now, which, limit, reason))
+
+    def replay(self, which: Filter, limit: int) -> Operation[int]:
+        return Operation("replay", lambda now: steer.replay(now, which, limit))
+
+    def edit(self, job: JobId, args: bytes) -> Operation[bool]:
+        return Operation("edit", lambda _: steer.edit(job, args))
+
+    def reprioritise(self, which: Filter, priority: int, limit: int) -> Operation[int]:
+        return Operation("reprioritise", lambda now: steer.reprioritise(now, which, priority, limit))
+
+    def delete(self, which: Filter, limit: int) -> Operation[int]:
+        return Operation("delete", lambda now: steer.delete(now, which, limit))
+
+    def order(self, workers: Sequence[WorkerId], order: Order) -> Operation[int]:
+        return Operation("order", lambda now: registry.order(now, workers, order))
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, ids: Sequence[JobId]) -> Operation[list[Job | None]]:
+        return Operation("get", lambda now: read.get(now, ids), writes=False)
+
+    def find(self, which: Filter, limit: int, before: int | None = None) -> Operation[list[Job]]:
+        return Operation("find", lambda _: read.find(which, limit, before), writes=False)
+
+    def history(self, job: JobId) -> Operation[History | None]:
+        return Operation("history", lambda now: read.history(now, job), writes=False)
+
+    def lanes(self) -> Operation[list[LaneCounts]]:
+        return Operation("lanes", lambda _: read.lanes(), writes=False)
+
+    def queues(self) -> Operation[list[QueueRecord]]:
+        return Operation("queues", lambda _: read.queues(), writes=False)
+
+    def stats(self, since: int, until: int) -> Operation[list[MinuteStats]]:
+        return Operation("stats", lambda _: read.stats(since, until), writes=False)
+
+    def causes(self, which: Filter) -> Operation[list[CauseCount]]:
+        return Operation("causes", lambda _: read.causes(which), writes=False)
+
+    def workers(self) -> Operation[list[WorkerRecord]]:
+        return Operation("workers", lambda _: read.workers(), writes=False)

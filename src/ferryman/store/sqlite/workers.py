@@ -1,0 +1,134 @@
+"""The register of workers: leases, orders, and rescuing the jobs of those that died.
+
+A lease belongs to the worker: renewing it is one row, however many jobs it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ferryman.io.operation import Requests
+from ferryman.io.sqlite import Many, Query
+from ferryman.job import ErrorInfo, JobId, Outcome, OutcomeKind, State, WorkerId
+from ferryman.store.port import Order, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.sqlite.claim import find_worker
+from ferryman.store.sqlite.ledger import Ledger
+from ferryman.store.sqlite.settle import Leased, settle_leased
+
+__all__ = ["GONE", "heartbeat", "leave", "order", "register", "rescue"]
+
+GONE = {"stopped": 1, "dead": 2}
+"""Values of ``worker.gone``."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+_RUNNING = """
+SELECT seq, id, lane, task, flags, lease, attempt, max_attempts, deaths, run_at, key, worker, tag, started_at
+FROM job INDEXED BY job_running WHERE state = 4 AND worker = ? ORDER BY seq
+"""
+
+
+def register(now: int, info: WorkerInfo, lease: int) -> Requests[None]:
+    yield Query(
+        "INSERT INTO worker (name, info, status, queues, bell, registered_at, seen_at, lease_until)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET info = excluded.info,"
+        " queues = excluded.queues, bell = excluded.bell, seen_at = excluded.seen_at,"
+        " lease_until = excluded.lease_until",
+        (
+            info.id, _encode(info), _encode(WorkerStatus()),
+            None if info.queues is None else json.dumps(info.queues), info.bell, now, now, now + lease,
+        ),
+    )  # fmt: skip
+
+
+def heartbeat(now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> Requests[list[Order]]:
+    worker_id, _ = yield from find_worker(worker)
+    yield Query(
+        "UPDATE worker SET status = ?, seen_at = ?, lease_until = ? WHERE id = ?",
+        (_encode(status), now, now + lease, worker_id),
+    )
+    orders = yield Query(
+        "SELECT kind, job, reason FROM worker_order WHERE worker = ? ORDER BY id", (worker_id,)
+    )
+    if orders:
+        yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))
+    return [Order(kind, None if job is None else JobId(job.hex()), reason) for kind, job, reason in orders]
+
+
+def leave(now: int, worker: WorkerId) -> Requests[None]:
+    found = yield Query("SELECT id FROM worker WHERE name = ? AND gone IS NULL", (worker,))
+    if found:
+        ledger = Ledger(now)
+        ((worker_id,),) = found
+        error = ErrorInfo("WorkerLeft", f"worker {worker} left before the job was done")
+        yield from _take_back(ledger, worker_id, error, OutcomeKind.RETRY)
+        yield from _strike_off(worker_id, GONE["stopped"])
+        yield from ledger.close()
+
+
+def rescue(now: int, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
+    workers = yield Query(
+        "SELECT id, name FROM worker WHERE gone IS NULL AND lease_until <= ?1"
+        " UNION SELECT id, name FROM worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?2))"
+        " ORDER BY id",
+        (now, json.dumps(list(dead))),
+    )
+    if not workers:
+        return []
+    ledger = Ledger(now)
+    rescued: list[Rescued] = []
+    for worker_id, name in workers:
+        error = ErrorInfo("WorkerLost", f"worker {name} died")
+        again, died = yield from _take_back(ledger, worker_id, error, OutcomeKind.CRASHED)
+        yield from _strike_off(worker_id, GONE["dead"])
+        rescued.append(Rescued(WorkerId(name), again, died))
+    yield from ledger.close()
+    return rescued
+
+
+def order(now: int, workers: Sequence[WorkerId], order: Order) -> Requests[int]:
+    alive = yield Query(
+        "SELECT id FROM worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(workers)),),
+    )
+    ledger = Ledger(now)
+    yield from leave_orders([worker_id for (worker_id,) in alive], order)
+    ledger.woke = bool(alive)
+    yield from ledger.close()
+    return len(alive)
+
+
+def leave_orders(workers: Sequence[int], order: Order) -> Requests[None]:
+    """Leave an order for workers to find with their next heartbeat."""
+    job = None if order.job is None else bytes.fromhex(order.job)
+    yield Many(
+        "INSERT INTO worker_order (worker, kind, job, reason) VALUES (?, ?, ?, ?)",
+        [(worker, order.kind, job, order.reason) for worker in workers],
+    )
+
+
+def _take_back(
+    ledger: Ledger, worker_id: int, error: ErrorInfo, kind: OutcomeKind
+) -> Requests[tuple[int, int]]:
+    """Settle all running jobs of a worker. Answers how many will run again, and how many died."""
+    rows: list[Any] = yield Query(_RUNNING, (worker_id,))
+    again = died = 0
+    for row in rows:
+        job = Leased(*row[:13])
+        ran_us = max(0, ledger.now - row[13]) * 1000
+        outcome = Outcome(JobId(job.id.hex()), job.lease, kind, ran_us=ran_us, error=error)
+        state = yield from settle_leased(ledger, job, outcome)
+        if state is State.DEAD:
+            died += 1
+        else:
+            again += 1
+    return again, died
+
+
+def _strike_off(worker_id: int, gone: int) -> Requests[None]:
+    yield Query("UPDATE worker SET gone = ? WHERE id = ?", (gone, worker_id))
+    yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))

@@ -1,0 +1,234 @@
+"""What an attempt came to: from a value, an exception or a stop to the outcome that is settled.
+
+Everything here is total: whatever a task returns or raises, and whatever its retry policy does, there is an
+outcome, and it can be written down.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from asyncio import CancelledError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import ferryman
+from ferryman.clock import millis
+from ferryman.context import Cancelled, Stopped
+from ferryman.errors import PayloadError
+from ferryman.job import Cancel, Claim, ErrorInfo, Fail, Outcome, OutcomeKind, RetryIn, Signal, Snooze
+from ferryman.options import Overrides
+from ferryman.policy.retry import Retry, backoff_delay, is_fatal, retry_after
+from ferryman.worker.runnable import Runnable
+
+__all__ = [
+    "Stop",
+    "describe",
+    "judge_cancelled",
+    "judge_error",
+    "judge_undecodable",
+    "judge_unknown",
+    "judge_value",
+    "plain_text",
+]
+
+MAX_MESSAGE = 2_000
+MAX_TRACEBACK = 16_000
+MAX_DELAY_MS = 100 * 365 * 86_400_000
+UNKNOWN_TASK_DELAY_MS = 5_000
+
+_SUCCEEDED = OutcomeKind.SUCCEEDED
+_HERE = str(Path(ferryman.__file__).parent)
+
+
+class Stop(NamedTuple):
+    """Why a running job was told to stop."""
+
+    kind: type[Stopped]
+    """`SoftTimeout` or `Cancelled`."""
+    reason: str | None = None
+
+
+def judge_value(
+    runnable: Runnable, claim: Claim, overrides: Overrides | None, value: Any, ran_us: int
+) -> Outcome:
+    """The outcome of a task that returned."""
+    if value is None:
+        return Outcome(claim.id, claim.lease, _SUCCEEDED, ran_us)
+    if isinstance(value, Signal):
+        return _judge_signal(claim, value, ran_us)
+    try:
+        result = runnable.encode(value)
+    except Exception as error:
+        # The work was done: running it again would do it twice and come to the same.
+        problem = PayloadError(f"the task ran to its end, but its result is lost: it {error}")
+        return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, ran_us, error=describe(problem))
+    ttl = runnable.result_ttl
+    if overrides is not None and overrides.result_ttl is not None:
+        ttl = overrides.result_ttl
+    keep = None if ttl is None else _milliseconds(ttl)
+    return Outcome(claim.id, claim.lease, _SUCCEEDED, ran_us, result, keep_result=keep)
+
+
+def judge_error(
+    runnable: Runnable,
+    claim: Claim,
+    overrides: Overrides | None,
+    error: BaseException,
+    *,
+    stop: Stop | None,
+    ran_us: int,
+    luck: float,
+) -> Outcome:
+    """The outcome of a task that raised. `luck` is random in [0, 1)."""
+    if stop is not None and stop.kind is Cancelled:
+        # Also if the task made another exception of it: it was not to run on, nor again.
+        return judge_cancelled(claim, stop.reason, ran_us)
+    if isinstance(error, Signal):
+        return _judge_signal(claim, error, ran_us)
+    delays = runnable.retry if overrides is None or overrides.backoff is None else overrides.backoff
+    if stop is not None and isinstance(error, (Stopped, CancelledError)):
+        limit = runnable.timeout_of(overrides) or 0.0
+        info = describe(error, "TimeLimit", f"stopped after its timeout of {limit:g} s")
+        delay, problem = _delay(delays, None, claim.attempt, luck)
+        return _failed(claim, OutcomeKind.RETRY, ran_us, info, delay, problem)
+    fatal, problem = _fatal(runnable.retry, error)
+    if fatal:
+        return _failed(claim, OutcomeKind.DEAD, ran_us, describe(error), 0, problem)
+    delay, another = _delay(delays, error, claim.attempt, luck)
+    return _failed(claim, OutcomeKind.RETRY, ran_us, describe(error), delay, problem or another)
+
+
+def judge_cancelled(claim: Claim, reason: str | None, ran_us: int = 0) -> Outcome:
+    """The outcome of a job that was cancelled by people."""
+    return Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, ran_us, reason=_reason(reason))
+
+
+def judge_undecodable(claim: Claim, error: BaseException) -> Outcome:
+    """The outcome of a job that cannot be read: no further attempt would help."""
+    return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, error=describe(error))
+
+
+def judge_unknown(claim: Claim, app: str) -> Outcome:
+    """The outcome of a job whose task this app does not have: it is put back, for one that does."""
+    reason = f"{app} has no task {claim.task!r}; it waits for a worker that has"
+    return Outcome(
+        claim.id,
+        claim.lease,
+        OutcomeKind.SNOOZED,
+        delay=UNKNOWN_TASK_DELAY_MS,
+        reason=plain_text(reason, MAX_MESSAGE),
+    )
+
+
+def _judge_signal(claim: Claim, signal: Signal, ran_us: int) -> Outcome:
+    try:
+        return _obey(claim, signal, ran_us)
+    except (TypeError, ValueError, OverflowError) as problem:
+        wrong = ValueError(f"{signal!r} cannot be obeyed: {problem}")
+        return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, ran_us, error=describe(wrong))
+
+
+def _obey(claim: Claim, signal: Signal, ran_us: int) -> Outcome:
+    make = functools.partial(Outcome, claim.id, claim.lease, ran_us=ran_us)
+    match signal:
+        case Snooze():
+            delay = _milliseconds(signal.delay)
+            return make(OutcomeKind.SNOOZED, delay=delay, reason=_reason(signal.reason))
+        case Cancel():
+            return make(OutcomeKind.CANCELLED, reason=_reason(signal.reason))
+        case RetryIn():
+            delay = _milliseconds(signal.delay)
+            return make(OutcomeKind.RETRY, delay=delay, error=describe(signal, "RetryIn", signal.reason))
+        case Fail():
+            return make(OutcomeKind.DEAD, error=describe(signal, "Fail", signal.reason))
+        case _:
+            raise TypeError("it is none of Snooze, Cancel, RetryIn and Fail")
+
+
+def _fatal(policy: Retry, error: BaseException) -> tuple[bool, str | None]:
+    try:
+        return is_fatal(policy, error), None
+    except Exception as problem:
+        return False, f"its retry policy could not judge it: {problem!r}"
+
+
+def _delay(policy: Retry, error: BaseException | None, attempt: int, luck: float) -> tuple[int, str | None]:
+    try:
+        wished = None if error is None else retry_after(error)
+        return _milliseconds(backoff_delay(policy, attempt, luck) if wished is None else wished), None
+    except Exception as problem:
+        return _milliseconds(
+            backoff_delay(Retry(), attempt, luck)
+        ), f"its backoff could not be computed: {problem!r}"
+
+
+def _failed(
+    claim: Claim, kind: OutcomeKind, ran_us: int, info: ErrorInfo, delay: int, problem: str | None
+) -> Outcome:
+    if problem is not None:
+        message = plain_text(f"{info.message}\n({problem})", MAX_MESSAGE)
+        info = ErrorInfo(info.type, message, info.traceback)
+    return Outcome(claim.id, claim.lease, kind, ran_us, delay=delay, error=info)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, min(millis(min(seconds, MAX_DELAY_MS)), MAX_DELAY_MS))
+
+
+def _reason(reason: Any) -> str | None:
+    return None if reason is None else plain_text(reason, MAX_MESSAGE)
+
+
+# -- exceptions as text ----------------------------------------------------------------------------
+
+
+def describe(error: BaseException, name: str | None = None, message: Any = None) -> ErrorInfo:
+    """An exception as it is stored and shown; `name` and `message` speak in its place."""
+    return ErrorInfo(
+        plain_text(name or _type_name(type(error)), 300),
+        plain_text(error if message is None else message, MAX_MESSAGE),
+        _traceback(error),
+    )
+
+
+def plain_text(value: Any, limit: int) -> str:
+    """Any value as text that every store takes, of so many characters at most."""
+    try:
+        text = str(value)
+    except Exception as error:
+        text = f"<{type(value).__qualname__} whose text raises {type(error).__qualname__}>"
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if "\0" in text:
+        text = text.replace("\0", "\\0")
+    if not text.isascii():
+        # Lone surrogates, as in undecodable file names, have no encoding.
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def _type_name(kind: type[BaseException]) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _traceback(error: BaseException) -> str:
+    steps = _beyond_ferryman(error.__traceback__)
+    if steps is None and error.__cause__ is None:
+        return ""
+    try:
+        text = "".join(traceback.TracebackException(type(error), error, steps).format())
+    except Exception as problem:
+        text = f"the traceback cannot be shown: {type(problem).__qualname__}"
+    if len(text) > MAX_TRACEBACK:
+        half = MAX_TRACEBACK // 2 - 40
+        text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+    return plain_text(text, MAX_TRACEBACK)
+
+
+def _beyond_ferryman(steps: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first step of the user's own code on."""
+    while steps is not None and steps.tb_frame.f_code.co_filename.startswith(_HERE):
+        steps = steps.tb_next
+    return steps

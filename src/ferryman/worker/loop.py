@@ -1,0 +1,215 @@
+"""The track of ``async def`` tasks: one event loop in one thread, with so many jobs at once as there are places.
+
+All state belongs to the loop's thread, save the queue of what waits, which the reader fills and recalls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ferryman.context import Cancelled, SoftTimeout
+from ferryman.job import Outcome
+from ferryman.options import Overrides
+from ferryman.worker.frames import Assignment
+from ferryman.worker.judge import Stop, judge_cancelled, judge_error, judge_undecodable, judge_value
+from ferryman.worker.outbox import Outbox
+from ferryman.worker.runnable import Runnable, read_overrides
+from ferryman.worker.slots import SlotTable
+
+__all__ = ["LoopTrack"]
+
+
+class _Run:
+    """A job that was started."""
+
+    __slots__ = ("assignment", "cancelled", "overrides", "runnable", "slot", "stop", "task")
+
+    def __init__(
+        self, assignment: Assignment, slot: int, runnable: Runnable, overrides: Overrides | None
+    ) -> None:
+        self.assignment = assignment
+        self.slot = slot
+        self.runnable = runnable
+        self.overrides = overrides
+        self.task: asyncio.Task[None] | None = None
+        """Set once its first step was taken: asyncio drops a task that is cancelled before without a word."""
+        self.stop: Stop | None = None
+        self.cancelled: threading.Event | None = None
+
+
+class LoopTrack:
+    """Only the reader may call its methods."""
+
+    def __init__(
+        self, tasks: Mapping[str, Runnable], outbox: Outbox, table: SlotTable, on_end: Callable[[], None]
+    ) -> None:
+        """`on_end` is called once, after `finish`."""
+        self._tasks = tasks
+        self._outbox = outbox
+        self._table = table
+        self._on_end = on_end
+        self._waiting: collections.deque[Assignment] = collections.deque()
+        self._free = list(range(2 * table.places - 1, table.places - 1, -1))
+        self._runs: dict[int, _Run] = {}
+        self._cancels: dict[int, Stop] = {}
+        """By serial number, of jobs that have not been started."""
+        self._flushes_soon = False
+        self._ends = False
+        self._loop = asyncio.new_event_loop()
+
+    def start(self) -> None:
+        """Start the loop's thread."""
+        threading.Thread(target=self._serve, name="ferryman-loop", daemon=True).start()
+
+    def feed(self, assignments: Sequence[Assignment]) -> None:
+        """Have these jobs run, in their order."""
+        self._waiting.extend(assignments)
+        self._call(self._fill)
+
+    def recall(self) -> list[Assignment]:
+        """Take back what has not been started. Jobs among them that were cancelled are settled."""
+        recalled: list[Assignment] = []
+        while self._waiting:
+            try:
+                assignment = self._waiting.popleft()
+            except IndexError:
+                break  # The loop was quicker.
+            stop = self._cancels.pop(assignment.serial, None)
+            if stop is None:
+                recalled.append(assignment)
+            else:
+                self._outbox.settle(judge_cancelled(assignment.claim, stop.reason), 0, idle=False)
+        return recalled
+
+    def cancel(self, serial: int, reason: str | None) -> None:
+        """Stop a job, or keep it from being started. One that has ended is not disturbed."""
+        self._call(self._cancel, serial, Stop(Cancelled, reason))
+
+    def finish(self) -> None:
+        """End the loop after the current jobs; the queue must be empty, so recall first."""
+        self._call(self._finish)
+
+    def abandon(self, reason: str) -> None:
+        """Stop everything: nobody wants the outcomes."""
+        self.recall()
+        self._call(self._abandon, Stop(Cancelled, reason))
+
+    def _call(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop has ended, and with it all its jobs.
+            self._loop.call_soon_threadsafe(function, *args)
+
+    # -- in the loop's thread --------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+            self._on_end()
+
+    def _fill(self) -> None:
+        while self._free and self._waiting:
+            try:
+                assignment = self._waiting.popleft()
+            except IndexError:
+                break  # The reader has recalled it.
+            self._start(assignment, self._free.pop())
+        if self._ends and not self._runs:
+            self._loop.stop()
+
+    def _start(self, assignment: Assignment, slot: int) -> None:
+        """Decode and admit."""
+        claim = assignment.claim
+        self._table.start(slot, assignment.serial)
+        runnable = self._tasks[claim.task]
+        try:
+            call = runnable.decode(claim)
+            overrides = read_overrides(claim.options)
+        except BaseException as error:
+            self._settle(slot, judge_undecodable(claim, error))
+            return
+        run = _Run(assignment, slot, runnable, overrides)
+        run.stop = self._cancels.pop(assignment.serial, None)
+        if runnable.takes_context:
+            run.cancelled = threading.Event()
+            call = runnable.with_context(call, claim, self._outbox.note, run.cancelled)
+        self._runs[assignment.serial] = run
+        # A context of its own: else a job would inherit the variables of the one in whose wake it is started.
+        self._loop.create_task(self._run(run, *call), context=contextvars.Context())
+
+    async def _run(self, run: _Run, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Run, judge and settle."""
+        claim, runnable, overrides = run.assignment.claim, run.runnable, run.overrides
+        timer = None
+        began = time.monotonic_ns()
+        try:
+            if run.stop is not None:
+                raise Cancelled
+            run.task = asyncio.current_task()
+            timeout = runnable.timeout_of(overrides)
+            if timeout:
+                timer = self._loop.call_later(timeout, self._stop, run, Stop(SoftTimeout))
+            value = await runnable.call(*args, **kwargs)
+        except BaseException as error:
+            ran_us = (time.monotonic_ns() - began) // 1000
+            luck = random.random()  # noqa: S311
+            outcome = judge_error(runnable, claim, overrides, error, stop=run.stop, ran_us=ran_us, luck=luck)
+        else:
+            ran_us = (time.monotonic_ns() - began) // 1000
+            outcome = judge_value(runnable, claim, overrides, value, ran_us)
+        if timer is not None:
+            timer.cancel()
+        del self._runs[run.assignment.serial]
+        self._settle(run.slot, outcome)
+        if self._waiting or self._ends:
+            self._loop.call_soon(self._fill)
+
+    def _settle(self, slot: int, outcome: Outcome) -> None:
+        self._outbox.settle(outcome, time.monotonic_ns(), idle=False)
+        self._table.finish(slot)
+        self._free.append(slot)
+        if not self._flushes_soon:
+            # Those that end in the same round of the loop are sent together.
+            self._flushes_soon = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushes_soon = False
+        if not self._waiting:
+            self._outbox.flush()
+
+    def _cancel(self, serial: int, stop: Stop) -> None:
+        run = self._runs.get(serial)
+        if run is not None:
+            self._stop(run, stop)
+        elif any(assignment.serial == serial for assignment in self._waiting.copy()):
+            self._cancels[serial] = stop
+
+    def _stop(self, run: _Run, stop: Stop) -> None:
+        before = run.stop
+        if before is None or stop.kind is Cancelled:
+            run.stop = stop
+        if before is None:
+            if run.cancelled is not None:
+                run.cancelled.set()
+            if run.task is not None:
+                run.task.cancel()
+
+    def _finish(self) -> None:
+        self._ends = True
+        self._fill()
+
+    def _abandon(self, stop: Stop) -> None:
+        for run in list(self._runs.values()):
+            self._stop(run, stop)
+        self._finish()

@@ -1,0 +1,98 @@
+"""A table in shared memory that says what an executor runs: readable after the executor was killed.
+
+Each track has a slot for each place: the serial number of the job that it runs or ran last, and since when
+it runs (0 if it does not). Since the jobs of a track are started in the order of their serial numbers,
+the largest one in its slots tells what was started and what was not.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import time
+from typing import NamedTuple
+
+from ferryman.worker.frames import Track
+
+__all__ = ["Running", "SlotTable", "monotonic_ms"]
+
+_SLOT_BYTES = 16
+
+
+class Running(NamedTuple):
+    """A job that an executor is at."""
+
+    serial: int
+    started_ms: int
+    """By `monotonic_ms`, which all processes of a machine share."""
+
+
+def monotonic_ms() -> int:
+    """Milliseconds by the clock that the table is kept by."""
+    return time.monotonic_ns() // 1_000_000
+
+
+class SlotTable:
+    """Slots ``0 … places - 1`` are the thread track's, the next `places` the loop's.
+
+    Each slot has one writer at a time; anybody may read. Every write is one aligned word, which readers see
+    whole.
+    """
+
+    __slots__ = ("_map", "_words", "fd", "places")
+
+    def __init__(self, fd: int, places: int) -> None:
+        """The table behind a file descriptor, which is kept open."""
+        self.fd = fd
+        self.places = places
+        self._map = mmap.mmap(fd, 2 * places * _SLOT_BYTES)
+        self._words = memoryview(self._map).cast("Q")
+
+    @classmethod
+    def create(cls, places: int) -> SlotTable:
+        """An empty table. Its `fd` can be handed to a child process."""
+        fd = _memory_file()
+        os.ftruncate(fd, 2 * places * _SLOT_BYTES)
+        return cls(fd, places)
+
+    def close(self) -> None:
+        """Let go of the memory and the file descriptor."""
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
+
+    def start(self, slot: int, serial: int) -> None:
+        """A job starts here."""
+        words = self._words
+        # The serial number goes first: a job whose start is half told counts as started.
+        words[2 * slot] = serial
+        words[2 * slot + 1] = time.monotonic_ns() // 1_000_000
+
+    def finish(self, slot: int) -> None:
+        """The job has ended; its serial number stays."""
+        self._words[2 * slot + 1] = 0
+
+    def started_upto(self, track: Track) -> int:
+        """The largest serial number that was started on a track; 0 if there was none."""
+        first = self._first(track)
+        return max(self._words[first : first + 2 * self.places : 2])
+
+    def running(self, track: Track) -> list[Running]:
+        """What runs on a track at this moment, or ran when the executor was killed."""
+        first = self._first(track)
+        words = self._words[first : first + 2 * self.places].tolist()
+        return [
+            Running(serial, since) for serial, since in zip(words[::2], words[1::2], strict=True) if since
+        ]
+
+    def _first(self, track: Track) -> int:
+        return 0 if track == "thread" else 2 * self.places
+
+
+def _memory_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("ferryman-slots")
+    fd, path = tempfile.mkstemp(prefix="ferryman-slots-")
+    os.unlink(path)
+    return fd

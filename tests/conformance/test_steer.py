@@ -1,0 +1,468 @@
+"""Steering: what people do to jobs and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ferryman.job import ErrorInfo, JobId, OutcomeKind, State
+from ferryman.store.port import Filter, Order, QueueRecord, QueueSettings, Take
+
+from .driver import ALL, BOOM, W1, W2, Ferry, new_job
+
+# -- pausing
+
+
+def test_a_paused_queue_gives_nothing_until_it_is_resumed(ferry: Ferry) -> None:
+    paused, other = ferry.add(), ferry.add(queue="other")
+    ferry.run(ferry.store.pause(["default"], True))
+
+    claimed = ferry.claimed(5)
+    ferry.run(ferry.store.pause(["default"], False))
+
+    assert [claim.id for claim in claimed.jobs] == [other]
+    assert claimed.lanes == []
+    assert ferry.take().id == paused
+
+
+def test_a_paused_queue_takes_jobs_and_settles_those_that_run(ferry: Ferry) -> None:
+    first = ferry.add()
+    claim = ferry.take()
+    ferry.run(ferry.store.pause(["default"], True))
+
+    ferry.succeed(claim)
+    second = ferry.add()
+
+    assert ferry.states([first, second]) == [State.SUCCEEDED, State.READY]
+
+
+def test_a_queue_can_be_paused_before_it_exists(ferry: Ferry) -> None:
+    ferry.run(ferry.store.pause(["new"], True))
+
+    ferry.add(queue="new")
+
+    assert ferry.claim(plan=[Take("new", 0, 1)]) == []
+    assert ferry.run(ferry.store.queues()) == [QueueRecord(QueueSettings(name="new"), True)]
+
+
+def test_a_declaration_does_not_resume_a_paused_queue(ferry: Ferry) -> None:
+    ferry.run(ferry.store.pause(["default"], True))
+
+    ferry.run(ferry.store.declare([QueueSettings(name="default", max_size=7)]))
+
+    assert ferry.run(ferry.store.queues()) == [QueueRecord(QueueSettings(name="default", max_size=7), True)]
+
+
+def test_a_paused_queue_is_no_work_for_a_worker(ferry: Ferry) -> None:
+    ferry.add()
+    ferry.run(ferry.store.pause(["default"], True))
+
+    assert ferry.run(ferry.store.peek(W1)).work is False
+
+
+# -- cancelling
+
+
+def test_pending_jobs_are_cancelled_in_every_state(ferry: Ferry) -> None:
+    parent = ferry.add(queue="parents")
+    ids = [
+        ferry.add(after=(parent,)),
+        ferry.add(delay=1_000),
+        ferry.add(key="k"),
+        ferry.add(key="k"),
+    ]
+
+    count = ferry.run(ferry.store.cancel(Filter(queues=("default",)), ALL, "not today"))
+
+    assert count == 4
+    for job in ids:
+        cancelled = ferry.job(job)
+        assert (cancelled.state, cancelled.reason) == (State.CANCELLED, "not today")
+        assert cancelled.finished_at == ferry.clock.now()
+    ferry.clock.advance(5)
+    assert ferry.drain() == [parent]
+
+
+def test_finished_jobs_are_not_cancelled(ferry: Ferry) -> None:
+    job = ferry.add()
+    ferry.finish_next()
+    before = ferry.job(job)
+
+    assert ferry.cancel(job) == 0
+    assert ferry.job(job) == before
+
+
+def test_a_running_job_is_cancelled_by_an_order_to_its_worker(ferry: Ferry) -> None:
+    job = ferry.add()
+    ferry.register(W2)
+    claim = ferry.take()
+
+    count = ferry.cancel(job, reason="stop it")
+
+    assert (count, ferry.state(job)) == (1, State.RUNNING)
+    assert ferry.run(ferry.store.peek(W1)).orders is True
+    assert ferry.heartbeat(W2) == []
+    assert ferry.heartbeat(W1) == [Order("cancel", job, "stop it")]
+    assert ferry.heartbeat(W1) == []
+    assert ferry.settle(claim, OutcomeKind.CANCELLED, reason="stop it")
+    assert ferry.state(job) is State.CANCELLED
+
+
+def test_a_running_job_is_told_to_stop_once_for_each_lease(ferry: Ferry) -> None:
+    job = ferry.add(max_attempts=3)
+    ferry.take()
+    counts = [ferry.cancel(job), ferry.cancel(job)]
+    ferry.heartbeat()
+    counts.append(ferry.cancel(job))
+
+    ferry.run(ferry.store.rescue([W1]))
+    ferry.register(W2)
+    ferry.take(W2)
+    counts.append(ferry.cancel(job))
+
+    assert counts == [1, 0, 0, 1]
+    assert [order.job for order in ferry.heartbeat(W2)] == [job]
+
+
+def test_cancelling_a_job_tells_its_children(ferry: Ferry) -> None:
+    parent = ferry.add(queue="parents")
+    child = ferry.add(after=(parent,))
+    grandchild = ferry.add(after=(child,))
+    heir = ferry.add(after=(parent,), on_parent_failure="continue")
+
+    count = ferry.cancel(parent)
+
+    assert count == 1
+    assert ferry.states([child, grandchild, heir]) == [State.CANCELLED, State.CANCELLED, State.READY]
+
+
+# -- replaying
+
+
+def _end(ferry: Ferry, state: State) -> JobId:
+    """A job that ended in this state."""
+    job = ferry.add(max_attempts=3, ttl=5_000 if state is State.EXPIRED else None)
+    if state is State.CANCELLED:
+        ferry.cancel(job, reason="why not")
+    elif state is State.EXPIRED:
+        ferry.clock.advance(6)
+        ferry.claim()
+    else:
+        kind = OutcomeKind.SUCCEEDED if state is State.SUCCEEDED else OutcomeKind.DEAD
+        ferry.finish_next(kind, result=b"r" if state is State.SUCCEEDED else None)
+    assert ferry.state(job) is state
+    return job
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.DEAD, State.CANCELLED, State.EXPIRED])
+def test_a_finished_job_is_replayed_with_all_its_attempts(ferry: Ferry, state: State) -> None:
+    job = _end(ferry, state)
+    ferry.clock.advance(2)
+
+    count = ferry.replay(job)
+
+    replayed = ferry.job(job)
+    assert count == 1
+    assert (replayed.state, replayed.attempt, replayed.deaths) == (State.READY, 0, 0)
+    assert (replayed.run_at, replayed.finished_at) == (ferry.clock.now(), None)
+    claims = []
+    for _ in range(3):
+        claims.append(ferry.take())
+        ferry.settle(claims[-1], OutcomeKind.RETRY)
+    assert [claim.attempt for claim in claims] == [1, 2, 3]
+    assert ferry.state(job) is State.DEAD
+
+
+def test_a_replay_keeps_the_history_of_earlier_attempts(ferry: Ferry) -> None:
+    job = ferry.add(max_attempts=2)
+    ferry.finish_next(OutcomeKind.RETRY)
+    ferry.finish_next(OutcomeKind.RETRY)
+
+    ferry.replay(job)
+    ferry.finish_next(OutcomeKind.RETRY)
+
+    assert [attempt.number for attempt in ferry.history(job).attempts] == [1, 2, 1]
+
+
+def test_a_poison_pill_that_is_replayed_has_all_its_deaths_before_it(ferry: Ferry) -> None:
+    job = ferry.add(max_attempts=10)
+    for _ in range(3):
+        ferry.finish_next(OutcomeKind.CRASHED)
+    assert ferry.state(job) is State.DEAD
+
+    ferry.replay(job)
+    ferry.finish_next(OutcomeKind.CRASHED)
+
+    assert ferry.state(job) is State.READY
+
+
+@pytest.mark.parametrize("step", ["pending", "running"])
+def test_a_job_that_is_not_finished_is_not_replayed(ferry: Ferry, step: str) -> None:
+    job = ferry.add()
+    if step == "running":
+        ferry.take()
+    before = ferry.job(job)
+
+    assert ferry.replay(job) == 0
+    assert ferry.job(job) == before
+
+
+def test_dead_letters_are_replayed_by_their_cause(ferry: Ferry) -> None:
+    ids = ferry.add_many(3)
+    for message in ("timeout", "refused", "timeout"):
+        ferry.finish_next(OutcomeKind.DEAD, error=ErrorInfo("IOError", message))
+
+    which = Filter(states=(State.DEAD,), causes=("IOError: timeout",))
+    count = ferry.run(ferry.store.replay(which, ALL))
+
+    assert count == 2
+    assert ferry.states(ids) == [State.READY, State.DEAD, State.READY]
+
+
+# -- editing and moving
+
+
+def test_the_arguments_of_a_dead_letter_can_be_mended(ferry: Ferry) -> None:
+    job = ferry.add(args=b"wrong")
+    ferry.finish_next(OutcomeKind.DEAD)
+
+    edited = ferry.run(ferry.store.edit(job, b"right"))
+    ferry.replay(job)
+
+    assert edited is True
+    assert ferry.take().args == b"right"
+
+
+def test_a_pending_job_can_be_edited_and_a_running_one_cannot(ferry: Ferry) -> None:
+    job = ferry.add(args=b"one")
+
+    pending = ferry.run(ferry.store.edit(job, b"two"))
+    claim = ferry.take()
+    running = ferry.run(ferry.store.edit(job, b"three"))
+
+    assert (pending, running) == (True, False)
+    assert (claim.args, ferry.job(job).args) == (b"two", b"two")
+
+
+def test_a_job_that_is_not_there_cannot_be_edited(ferry: Ferry) -> None:
+    assert ferry.run(ferry.store.edit(JobId("0" * 32), b"x")) is False
+
+
+def test_a_job_moves_to_another_priority(ferry: Ferry) -> None:
+    first, second, third = ferry.add_many(3)
+
+    count = ferry.run(ferry.store.reprioritise(Filter(ids=(third,)), 7, ALL))
+
+    assert (count, ferry.job(third).priority) == (1, 7)
+    assert ferry.drain() == [third, first, second]
+
+
+def test_pending_jobs_move_in_every_state_and_others_do_not(ferry: Ferry) -> None:
+    done = ferry.add()
+    ferry.finish_next()
+    running = ferry.add()
+    ferry.take()
+    pending = [
+        ferry.add(after=(running,)),
+        ferry.add(delay=1_000),
+        ferry.add(key="k"),
+        ferry.add(key="k"),
+    ]
+    before = ferry.states(pending)
+
+    count = ferry.run(ferry.store.reprioritise(Filter(), 5, ALL))
+
+    assert count == 4
+    assert ferry.states(pending) == before
+    assert {ferry.job(job).priority for job in pending} == {5}
+    assert (ferry.job(done).priority, ferry.job(running).priority) == (0, 0)
+
+
+def test_jobs_that_have_the_priority_already_are_not_counted(ferry: Ferry) -> None:
+    ferry.add_many(2, priority=5)
+    ferry.add_many(3)
+
+    counts = [ferry.run(ferry.store.reprioritise(Filter(), 5, ALL)) for _ in range(2)]
+
+    assert counts == [3, 0]
+
+
+# -- deleting
+
+
+def test_jobs_are_deleted_with_all_that_is_known_of_them(ferry: Ferry) -> None:
+    job = ferry.add(max_attempts=2, tags=("red",))
+    ferry.finish_next(OutcomeKind.RETRY)
+    ferry.finish_next(OutcomeKind.RETRY)
+
+    count = ferry.delete(job)
+
+    assert count == 1
+    assert not ferry.has(job)
+    assert ferry.run(ferry.store.history(job)) is None
+    assert ferry.run(ferry.store.find(Filter(tags=("red",)), ALL)) == []
+    assert ferry.run(ferry.store.causes(Filter())) == []
+
+
+def test_running_jobs_are_not_deleted(ferry: Ferry) -> None:
+    job = ferry.add()
+    ferry.take()
+
+    assert ferry.delete(job) == 0
+    assert ferry.state(job) is State.RUNNING
+
+
+def test_pending_jobs_are_deleted_in_every_state(ferry: Ferry) -> None:
+    parent = ferry.add(queue="parents")
+    ferry.add(after=(parent,))
+    ferry.add(delay=1_000)
+    ferry.add_many(2, key="k")
+
+    count = ferry.run(ferry.store.delete(Filter(queues=("default",)), ALL))
+    ferry.clock.advance(2)
+
+    assert count == 4
+    assert ferry.drain() == [parent]
+    assert [job.id for job in ferry.jobs()] == [parent]
+
+
+def test_deleting_a_pending_parent_tells_all_its_generations(ferry: Ferry) -> None:
+    parent = ferry.add(queue="parents")
+    child = ferry.add(after=(parent,))
+    grandchild = ferry.add(after=(child,))
+    heir = ferry.add(after=(child,), on_parent_failure="continue")
+
+    ferry.run(ferry.store.delete(Filter(queues=("parents",)), ALL))
+
+    assert ferry.states([child, grandchild, heir]) == [State.CANCELLED, State.CANCELLED, State.READY]
+
+
+def test_a_deleted_job_may_be_enqueued_anew(ferry: Ferry) -> None:
+    job = new_job()
+    ferry.enqueue(job)
+    ferry.delete(job.id)
+
+    (answer,) = ferry.enqueue(job)
+
+    assert not answer.duplicate
+    assert ferry.drain() == [job.id]
+
+
+# -- which jobs, and how many
+
+
+def _cancel(ferry: Ferry, which: Filter, limit: int) -> int:
+    return ferry.run(ferry.store.cancel(which, limit))
+
+
+def _delete(ferry: Ferry, which: Filter, limit: int) -> int:
+    return ferry.run(ferry.store.delete(which, limit))
+
+
+def _reprioritise(ferry: Ferry, which: Filter, limit: int) -> int:
+    return ferry.run(ferry.store.reprioritise(which, 3, limit))
+
+
+def _replay(ferry: Ferry, which: Filter, limit: int) -> int:
+    return ferry.run(ferry.store.replay(which, limit))
+
+
+Verb = Callable[[Ferry, Filter, int], int]
+
+
+@pytest.mark.parametrize("verb", [_cancel, _delete, _reprioritise, _replay])
+def test_a_limit_takes_the_oldest_first_until_none_is_left(ferry: Ferry, verb: Verb) -> None:
+    ids = ferry.add_many(5)
+    if verb is _replay:
+        for _ in ids:
+            ferry.finish_next(OutcomeKind.DEAD)
+    before = ferry.run(ferry.store.get(ids))
+
+    counts = [verb(ferry, Filter(), 2)]
+    after = ferry.run(ferry.store.get(ids))
+    counts += [verb(ferry, Filter(), 2) for _ in range(3)]
+
+    assert counts == [2, 2, 1, 0]
+    assert [one != two for one, two in zip(before, after, strict=True)] == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("verb", [_cancel, _delete, _reprioritise, _replay])
+def test_a_limit_is_not_used_up_by_jobs_that_cannot_be_changed(ferry: Ferry, verb: Verb) -> None:
+    unchangeable = ferry.add()
+    if verb in (_cancel, _reprioritise):
+        ferry.finish_next()
+    else:
+        ferry.take()
+    changeable = ferry.add(queue="other")
+    if verb is _replay:
+        ferry.cancel(changeable)
+    before = ferry.run(ferry.store.get([unchangeable, changeable]))
+
+    count = verb(ferry, Filter(), 1)
+
+    after = ferry.run(ferry.store.get([unchangeable, changeable]))
+    assert count == 1
+    assert (before[0] == after[0], before[1] == after[1]) == (True, False)
+
+
+def _shelf(ferry: Ferry) -> dict[str, JobId]:
+    """Six jobs that differ in one thing each; the clock moves on between them."""
+    jobs = {
+        "plain": new_job(),
+        "queue": new_job(queue="email"),
+        "task": new_job(task="send"),
+        "red": new_job(tags=("red",)),
+        "both": new_job(tags=("blue", "red")),
+        "late": new_job(delay=60_000),
+    }
+    for job in jobs.values():
+        ferry.enqueue(job)
+        ferry.clock.advance(1)
+    return {name: job.id for name, job in jobs.items()}
+
+
+FILTERS: list[tuple[Callable[[Ferry, dict[str, JobId]], Filter], set[str]]] = [
+    (lambda f, ids: Filter(), {"plain", "queue", "task", "red", "both", "late"}),
+    (lambda f, ids: Filter(ids=(ids["red"], ids["task"], JobId("0" * 32))), {"red", "task"}),
+    (lambda f, ids: Filter(queues=("email",)), {"queue"}),
+    (lambda f, ids: Filter(queues=("email", "nowhere")), {"queue"}),
+    (lambda f, ids: Filter(tasks=("send",)), {"task"}),
+    (lambda f, ids: Filter(tags=("red",)), {"red", "both"}),
+    (lambda f, ids: Filter(tags=("blue", "red")), {"red", "both"}),
+    (lambda f, ids: Filter(tags=("blue",)), {"both"}),
+    (lambda f, ids: Filter(tags=("re",)), set()),
+    (lambda f, ids: Filter(states=(State.SCHEDULED,)), {"late"}),
+    (lambda f, ids: Filter(states=(State.SCHEDULED, State.DEAD)), {"late"}),
+    (lambda f, ids: Filter(since=f.clock.now() - 2_000), {"both", "late"}),
+    (lambda f, ids: Filter(until=f.clock.now() - 4_000), {"plain", "queue"}),
+    (lambda f, ids: Filter(since=f.clock.now() - 5_000, until=f.clock.now() - 3_000), {"queue", "task"}),
+    (lambda f, ids: Filter(tags=("red",), ids=(ids["red"], ids["plain"])), {"red"}),
+    (lambda f, ids: Filter(queues=("email",), tasks=("send",)), set()),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FILTERS)))
+def test_a_filter_means_the_jobs_for_which_all_its_conditions_hold(ferry: Ferry, number: int) -> None:
+    make, expected = FILTERS[number]
+    ids = _shelf(ferry)
+    which = make(ferry, ids)
+
+    found = ferry.run(ferry.store.find(which, ALL))
+    count = ferry.run(ferry.store.cancel(which, ALL))
+
+    assert {job.id for job in found} == {ids[name] for name in expected}
+    assert count == len(expected)
+    cancelled = ferry.run(ferry.store.find(Filter(states=(State.CANCELLED,)), ALL))
+    assert {job.id for job in cancelled} == {ids[name] for name in expected}
+
+
+def test_a_cause_means_dead_letters_alone(ferry: Ferry) -> None:
+    dead, retried = ferry.add_many(2, max_attempts=2)
+    ferry.finish_next(OutcomeKind.DEAD, error=BOOM)
+    ferry.finish_next(OutcomeKind.RETRY, error=BOOM)
+
+    found = ferry.run(ferry.store.find(Filter(causes=(BOOM.cause, "else")), ALL))
+
+    assert [job.id for job in found] == [dead]
+    assert ferry.state(retried) is State.READY

@@ -1,0 +1,171 @@
+"""Unique keys: at most one job of a key at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from ferryman.job import OutcomeKind, State, Unique
+from ferryman.store.port import Enqueued
+
+from .driver import Ferry, new_job
+
+UNTIL_FINISHED = Unique("report")
+UNTIL_STARTED = Unique("report", until="started")
+A_MINUTE = Unique("report", period=60_000)
+
+
+@pytest.mark.parametrize("unique", [UNTIL_FINISHED, UNTIL_STARTED, A_MINUTE])
+def test_a_second_job_of_the_key_is_a_duplicate_of_the_first(ferry: Ferry, unique: Unique) -> None:
+    first = ferry.add(unique=unique)
+
+    (answer,) = ferry.enqueue(new_job(unique=unique))
+
+    assert answer == Enqueued(first, duplicate=True)
+    assert [job.id for job in ferry.jobs()] == [first]
+
+
+def test_the_key_can_be_taken_by_an_earlier_job_of_the_batch(ferry: Ferry) -> None:
+    first, second, other = (
+        new_job(unique=UNTIL_FINISHED),
+        new_job(unique=UNTIL_FINISHED),
+        new_job(unique=Unique("other")),
+    )
+
+    answers = ferry.enqueue(first, second, other)
+
+    assert answers == [Enqueued(first.id), Enqueued(first.id, duplicate=True), Enqueued(other.id)]
+
+
+def test_a_key_is_taken_in_all_queues_and_by_all_tasks(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_FINISHED)
+
+    (answer,) = ferry.enqueue(new_job(task="else", queue="elsewhere", priority=5, unique=UNTIL_FINISHED))
+
+    assert answer == Enqueued(first, duplicate=True)
+
+
+@pytest.mark.parametrize(
+    "kind", [OutcomeKind.SUCCEEDED, OutcomeKind.DEAD, OutcomeKind.CANCELLED], ids=lambda kind: kind.name
+)
+def test_the_key_is_free_when_the_job_has_finished(ferry: Ferry, kind: OutcomeKind) -> None:
+    ferry.add(unique=UNTIL_FINISHED)
+
+    claim = ferry.take()
+    (running,) = ferry.enqueue(new_job(unique=UNTIL_FINISHED))
+    ferry.settle(claim, kind)
+    (finished,) = ferry.enqueue(new_job(unique=UNTIL_FINISHED))
+
+    assert (running.duplicate, finished.duplicate) == (True, False)
+
+
+def test_the_key_is_kept_through_retries(ferry: Ferry) -> None:
+    ferry.add(unique=UNTIL_FINISHED, max_attempts=3)
+    ferry.finish_next(OutcomeKind.RETRY, delay=5_000)
+
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_FINISHED))
+
+    assert answer.duplicate
+
+
+def test_a_key_until_started_is_free_once_the_job_was_started(ferry: Ferry) -> None:
+    ferry.add(unique=UNTIL_STARTED)
+    ferry.take()
+
+    second, third = new_job(unique=UNTIL_STARTED), new_job(unique=UNTIL_STARTED)
+    answers = ferry.enqueue(second, third)
+
+    assert answers == [Enqueued(second.id), Enqueued(second.id, duplicate=True)]
+
+
+def test_a_job_that_finishes_does_not_free_the_key_that_another_has_taken(ferry: Ferry) -> None:
+    ferry.add(unique=UNTIL_STARTED)
+    claim = ferry.take()
+    second = ferry.add(unique=UNTIL_STARTED)
+
+    ferry.succeed(claim)
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert answer == Enqueued(second, duplicate=True)
+
+
+@pytest.mark.parametrize("unique", [UNTIL_FINISHED, UNTIL_STARTED])
+def test_cancelling_or_deleting_a_pending_job_frees_its_key(ferry: Ferry, unique: Unique) -> None:
+    ferry.cancel(ferry.add(unique=unique))
+    second = ferry.add(unique=unique)
+
+    ferry.delete(second)
+
+    assert ferry.state(ferry.add(unique=unique)) is State.READY
+
+
+def test_an_expired_job_frees_its_key(ferry: Ferry) -> None:
+    ferry.add(unique=UNTIL_FINISHED, ttl=1_000)
+    ferry.clock.advance(2)
+    ferry.claim()
+
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_FINISHED))
+
+    assert not answer.duplicate
+
+
+def test_a_key_with_a_period_is_taken_for_so_long_whatever_becomes_of_the_job(ferry: Ferry) -> None:
+    first = ferry.add(unique=A_MINUTE)
+    ferry.finish_next()
+    ferry.clock.advance(59)
+
+    (within,) = ferry.enqueue(new_job(unique=A_MINUTE))
+    ferry.clock.advance(2)
+    (after,) = ferry.enqueue(new_job(unique=A_MINUTE))
+
+    assert within == Enqueued(first, duplicate=True)
+    assert not after.duplicate
+
+
+def test_a_key_with_a_period_is_free_afterwards_even_if_the_job_still_waits(ferry: Ferry) -> None:
+    ferry.add(unique=A_MINUTE, delay=3_600_000)
+    ferry.clock.advance(61)
+
+    second = ferry.add(unique=A_MINUTE)
+    (third,) = ferry.enqueue(new_job(unique=A_MINUTE))
+
+    assert third == Enqueued(second, duplicate=True)
+
+
+def test_a_finished_job_takes_its_key_again_when_it_is_replayed(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_FINISHED)
+    ferry.finish_next(OutcomeKind.DEAD)
+
+    ferry.replay(first)
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_FINISHED))
+
+    assert answer == Enqueued(first, duplicate=True)
+
+
+def test_a_job_whose_key_is_taken_by_another_is_not_replayed(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_FINISHED)
+    ferry.finish_next(OutcomeKind.DEAD)
+    ferry.add(unique=UNTIL_FINISHED)
+
+    assert ferry.replay(first) == 0
+    assert ferry.state(first) is State.DEAD
+
+
+def test_of_two_finished_jobs_of_a_key_one_is_replayed(ferry: Ferry) -> None:
+    ids = []
+    for _ in range(2):
+        ids.append(ferry.add(unique=UNTIL_FINISHED))
+        ferry.finish_next(OutcomeKind.DEAD)
+
+    assert ferry.replay(*ids) == 1
+    assert ferry.states(ids) == [State.READY, State.DEAD]
+
+
+def test_a_duplicate_changes_nothing_about_the_job_that_has_the_key(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_FINISHED, args=b"first", key="k")
+    before = ferry.history(first)
+
+    ferry.enqueue(new_job(unique=UNTIL_FINISHED, args=b"second", key="k", room=5, priority=3))
+    third = ferry.add(key="k")
+
+    assert ferry.history(first) == before
+    assert ferry.state(third) is State.PARKED

@@ -1,0 +1,225 @@
+"""The program as shells see it: exit codes, pipes, terminals, signals and what it imports."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import click
+import pytest
+
+from .conftest import Quay
+
+PROGRAM = [sys.executable, "-c", "from ferryman.cli import main; main()"]
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    script = (
+        "import sys\nfrom ferryman.cli.root import root\n"
+        "root.main(['--help'], standalone_mode=False)\n"
+        "print([name for name in sys.modules if name.startswith(('ferryman.cli.', 'rich'))], file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    for name in (
+        "worker",
+        "enqueue",
+        "queues",
+        "jobs",
+        "dead",
+        "workers",
+        "why",
+        "doctor",
+        "pause",
+        "completion",
+    ):
+        assert f"\n  {name} " in done.stdout
+    assert done.stderr == "['ferryman.cli.root', 'ferryman.cli.target']\n"
+
+
+def test_the_worker_command_imports_nothing_that_draws() -> None:
+    script = (
+        "import sys\nfrom ferryman.cli.root import root\n"
+        "root.main(['worker', '--help'], standalone_mode=False)\n"
+        "print([name for name in sys.modules if name.startswith(('rich', 'asyncio', 'sqlite3'))], file=sys.stderr)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["jobs"], ["jobs", "list"], ["dead", "edit"], ["enqueue"], ["completion"]]
+)
+def test_every_help_fits_a_terminal(quay: Quay, command: list[str]) -> None:
+    shown = quay.ferryman(*command, "-h")
+
+    assert shown.exit_code == 0
+    assert all(len(line) <= 100 for line in shown.stdout.splitlines())
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(quay: Quay) -> None:
+    result = quay.ferryman("queus")
+
+    assert result.exit_code == 2
+    assert "did you mean 'queues'?" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("queues", "--url", "sqlite:///nowhere.db"), 3, "there is no store at nowhere.db"),
+        (("queues", "--url", "memory://"), 2, "lives inside one program"),
+        (("queues", "--url", "redis://localhost"), 2, "is none that Ferryman knows"),
+        (("jobs", "show", "0" * 32), 4, "has no job"),
+        (("jobs", "list", "--state", "failed"), 2, "the states are"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(quay: Quay, args: tuple[str, ...], code: int, words: str) -> None:
+    result = quay.ferryman(*args)
+
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_looking_at_a_store_that_is_not_there_does_not_make_it(quay: Quay) -> None:
+    quay.ferryman("queues", "--url", "sqlite:///nowhere.db")
+
+    assert not Path("nowhere.db").exists()
+
+
+def test_a_damaged_store_ends_with_three(quay: Quay) -> None:
+    Path("notes.txt").write_text("not a database, and long enough to be told from an empty one" * 100)
+
+    result = quay.ferryman("queues", "--url", "sqlite:///notes.txt")
+
+    assert result.exit_code == 3
+    assert result.stderr.startswith("ferryman: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(quay: Quay) -> None:
+    result = quay.ferryman("--debug", "jobs", "show", "0" * 32)
+
+    assert "Traceback" in result.stderr
+    assert "\nferryman: " in result.stderr
+
+
+def test_settings_come_from_the_file(quay: Quay, monkeypatch: pytest.MonkeyPatch) -> None:
+    quay.enqueue()
+    monkeypatch.delenv("FERRYMAN_URL")
+    Path("ferryman.toml").write_text('url = "sqlite:///jobs.db"\n')
+
+    assert len(quay.lines("jobs", "list")) == 1
+
+
+def test_a_reader_that_goes_away_is_no_error(quay: Quay) -> None:
+    quay.app.enqueue_jobs([quay.app._job_by_name("app.add", (), {"a": n}) for n in range(1_000)])
+    command = [*PROGRAM, "jobs", "list", "--json", "--limit", "1000"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        process.stdout.close()
+        complaints = process.stderr.read()
+
+    assert json.loads(first)["task"] == "app.add"
+    assert complaints == b""
+
+
+def test_an_interrupt_at_a_question_is_quiet_and_changes_nothing(quay: Quay) -> None:
+    quay.enqueue()
+    command = [*PROGRAM, "purge", "default"]
+
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        question = os.read(process.stderr.fileno(), 1_000)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+
+    assert question.startswith(b"Delete 1 jobs of queue 'default' for good?")
+    assert b"Traceback" not in rest
+    assert process.returncode == 130
+    assert len(quay.states()) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["queues"], ["jobs", "list"], ["workers"], ["dead", "list"], ["dead", "causes"]]
+)
+def test_tables_fit_a_terminal_of_a_hundred_columns(quay: Quay, command: list[str]) -> None:
+    quay.dead_letter(
+        task="warehouse.inventory.recount_all_the_shelves_of_a_site", queue="a-queue-of-a-long-name"
+    )
+    quay.enqueue(queue="a-queue-of-a-long-name")
+    quay.start_worker("dock-4711-0192f3c4a1b2", queues=["a-queue-of-a-long-name", "default", "email"])
+
+    lines = _at_a_terminal([*PROGRAM, *command], columns=100)
+
+    assert any("\x1b[" in line for line in lines)
+    plain = [click.unstyle(line) for line in lines]
+    assert all(len(line) <= 100 for line in plain)
+    assert re.match(r"^ ?[A-Z]", plain[0])
+
+
+def _at_a_terminal(command: list[str], columns: int) -> list[str]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdout=theirs, env={**environment, "TERM": "xterm-256color"}) as process:
+        os.close(theirs)
+        shown = b""
+        # The kernel answers with an error once nobody has the other end open any more.
+        try:
+            while chunk := os.read(ours, 65_536):
+                shown += chunk
+        except OSError:
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return shown.decode().splitlines()
+
+
+@pytest.mark.parametrize(("shell", "words"), [("bash", "complete -o"), ("zsh", "#compdef ferryman"), ("fish", "complete --no-files")])  # fmt: skip
+def test_shells_get_their_completion_script(quay: Quay, shell: str, words: str) -> None:
+    assert words in quay.ferryman("completion", shell).stdout
+
+
+def test_a_shell_is_told_the_commands_that_begin_so() -> None:
+    environment = {
+        **os.environ,
+        "_FERRYMAN_COMPLETE": "bash_complete",
+        "COMP_WORDS": "ferryman wo",
+        "COMP_CWORD": "1",
+    }
+
+    done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stdout.split() == ["plain,worker", "plain,workers"]
+
+
+def test_a_missing_extra_is_named() -> None:
+    script = (
+        "import sys\nsys.modules['click'] = None\n"  # What the import system takes as: not installed.
+        "from ferryman.cli import main\nmain()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert 'pip install "ferryman[cli]"' in done.stderr

@@ -1,0 +1,53 @@
+"""Ferryman: background jobs that are never lost.
+
+Everything that most programs need can be imported from here. Start with `Ferryman`.
+"""
+
+from ferryman.codec import Codec, JsonFormat, MsgpackFormat, PickleFormat
+from ferryman.config import RetentionSettings, Settings, WorkerSettings
+from ferryman.context import Context
+from ferryman.errors import (
+    FerrymanError,
+    JobCancelled,
+    JobDied,
+    JobExpired,
+    JobNotFound,
+    QueueFull,
+    ResultTimeout,
+    StoreError,
+)
+from ferryman.face import Ferryman
+from ferryman.handle import JobHandle
+from ferryman.job import Cancel, Fail, RetryIn, Snooze, State, Unique
+from ferryman.policy.retry import Retry
+from ferryman.task import Call, Task
+
+__all__ = [
+    "Call",
+    "Cancel",
+    "Codec",
+    "Context",
+    "Fail",
+    "Ferryman",
+    "FerrymanError",
+    "JobCancelled",
+    "JobDied",
+    "JobExpired",
+    "JobHandle",
+    "JobNotFound",
+    "JsonFormat",
+    "MsgpackFormat",
+    "PickleFormat",
+    "QueueFull",
+    "ResultTimeout",
+    "Retry",
+    "RetentionSettings",
+    "RetryIn",
+    "Settings",
+    "Snooze",
+    "State",
+    "StoreError",
+    "Task",
+    "Unique",
+    "WorkerSettings",
+]

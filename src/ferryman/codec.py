@@ -133,7 +133,7 @@ class Codec:
         self._encode = chosen.encoder()
         self._tag = bytes([chosen.tag])
         self._compressed_tag = bytes([chosen.tag | _COMPRESSED])
-        self._compress_above = max_bytes if compress_above is None else compress_above
+        self._compress_above = max_bytes if compress_above is None else min(compress_above, max_bytes)
         self.max_bytes = max_bytes
 
     def encode(self, value: Any) -> bytes:

@@ -88,15 +88,19 @@ class Model:
         self.rows[new.id] = row
         if new.unique:
             self.unique[new.unique.key] = new.id
-        if new.key:
-            self.room[new.key] = 1 if new.ordered else new.room
+        self._join_key(new, now)
         for parent in [self.rows[job] for job in set(new.after)]:
             self._learn(row, parent, now)
         if row.state is State.WAITING and not row.awaited:
             self._go_on(row, now)
-        self._admit(now)
 
     # -- the steps that verbs share
+
+    def _join_key(self, new: NewJob, now: int) -> None:
+        """The key has as many places from now on as this job says; those that wait already go first."""
+        if new.key:
+            self.room[new.key] = 1 if new.ordered else new.room
+            self._admit(now)
 
     def _go_on(self, row: Row, now: int) -> None:
         """Nothing holds the job any more but its moment and its key."""
@@ -134,12 +138,12 @@ class Model:
     def _finish(self, row: Row, state: State, now: int) -> None:
         row.state, row.admitted = state, False
         self._give_back_unique_key(row)
+        self._admit(now)
         for child in [r for r in self.rows.values() if row.id in r.awaited]:
             if child.state is State.WAITING:
                 self._learn(child, row, now)
                 if child.state is State.WAITING and not child.awaited:
                     self._go_on(child, now)
-        self._admit(now)
 
     def _give_back_unique_key(self, row: Row) -> None:
         if row.new.unique and self.unique.get(row.new.unique.key) == row.id:
@@ -291,9 +295,9 @@ class Model:
             if unique:
                 self.unique[unique.key] = row.id
             row.attempt, row.deaths, row.deadline, row.run_at = 0, 0, None, now
+            self._join_key(row.new, now)
             self._arrive(row)
             replayed += 1
-        self._admit(now)
         return replayed
 
     def reprioritise(self, test: Callable[[Row], bool], priority: int, limit: int) -> int:

@@ -136,6 +136,18 @@ def test_a_parent_that_the_store_does_not_have_is_refused(ferry: Ferry, in_the_b
     assert ferry.jobs() == []
 
 
+def test_a_child_in_a_batch_waits_for_the_job_that_its_parent_is_a_duplicate_of(ferry: Ferry) -> None:
+    holder = ferry.add(unique=Unique("u"))
+    parent = new_job(unique=Unique("u"))
+    child = new_job(after=(parent.id,))
+
+    answers = ferry.enqueue(parent, child)
+
+    assert answers == [Enqueued(holder, duplicate=True), Enqueued(child.id)]
+    assert list(ferry.history(child.id).parents) == [holder]
+    assert ferry.drain(batch=1) == [holder, child.id]
+
+
 def test_a_job_cannot_be_its_own_parent(ferry: Ferry) -> None:
     job = new_id()
 

@@ -304,8 +304,14 @@ class Crossing(RuleBasedStateMachine):
         for key, room in self.model.room.items():
             inside = [j for j in jobs if j.key == key and j.state in (State.READY, State.RUNNING)]
             parked = [j for j in jobs if j.key == key and j.state is State.PARKED]
-            between = [j for j in jobs if j.key == key and self.model.rows[j.id].new.ordered and j.attempt]
+            between = [j for j in jobs if j.key == key and self._is_between_attempts(j)]
             assert not parked or len(inside) + len(between) >= room, f"{parked} could be let in"
+
+    def _is_between_attempts(self, job: Job) -> bool:
+        """An ordered job keeps its place then."""
+        return self.model.rows[job.id].new.ordered and (
+            job.state is State.SCHEDULED and job.started_at is not None
+        )
 
 
 def test_the_store_does_what_the_model_does(candidate: Candidate) -> None:

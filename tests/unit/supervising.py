@@ -17,11 +17,12 @@ from ferryman.app import App
 from ferryman.codec import Codec
 from ferryman.job import Claim, JobId, Outcome, new_id
 from ferryman.options import Overrides
+from ferryman.store.port import JobNote
 from ferryman.worker.executor import Executor
 from ferryman.worker.frames import Assignment, CancelRequest, Frame, FrameReader, Kind, Track, write_frame
 from ferryman.worker.slots import SlotTable
 
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds until a test that waits for something that never comes gives up."""
 
 _CODEC = Codec()
@@ -94,10 +95,13 @@ class Supervised:
     def returned(self) -> list[JobId]:
         return [each.id for each in self.frame(Kind.RETURNED).body]
 
-    def until_note(self, text: str) -> None:
-        """Wait for a running job to say this."""
-        while not any(note.text == text for note in self.frame(Kind.NOTES).body):
-            pass
+    def notes(self, count: int) -> list[JobNote]:
+        """The next so many notes of running jobs."""
+        found: list[JobNote] = []
+        while len(found) < count:
+            found += self.frame(Kind.NOTES).body
+        assert len(found) == count
+        return found
 
     def rest(self) -> list[Frame]:
         """What else came until the executor ended."""

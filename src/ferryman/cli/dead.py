@@ -79,7 +79,7 @@ def list_dead(target: Target, /, limit: int, **options: Any) -> None:
 @with_app
 @listing
 @pass_target
-def show(target: Target, id: str, full: bool) -> None:  # noqa: A002
+def show(target: Target, id: str, full: bool) -> None:
     """Show a dead letter's whole life."""
     show_life(target, _one_dead(target, id).id, full)
 
@@ -161,7 +161,7 @@ def purge(target: Target, /, ids: tuple[str, ...], every: bool, yes: bool, **opt
 @with_app
 @on_store
 @pass_target
-def edit(target: Target, id: str, text: str | None, again: bool) -> None:  # noqa: A002
+def edit(target: Target, id: str, text: str | None, again: bool) -> None:
     """Change the arguments of a dead letter, as JSON in $EDITOR. Give --app to have them checked.
 
     \b

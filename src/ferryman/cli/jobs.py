@@ -97,7 +97,7 @@ def list_jobs(target: Target, /, limit: int, **options: Any) -> None:
 @with_app
 @listing
 @pass_target
-def show(target: Target, id: str, full: bool) -> None:  # noqa: A002
+def show(target: Target, id: str, full: bool) -> None:
     """Show a job's whole life.
 
     Its arguments, attempts, errors, notes, result, parents and children.
@@ -194,7 +194,7 @@ def delete(target: Target, /, ids: tuple[str, ...], every: bool, yes: bool, **op
 @with_app
 @listing
 @pass_target
-def wait(target: Target, id: str, timeout: float | None) -> None:  # noqa: A002
+def wait(target: Target, id: str, timeout: float | None) -> None:
     """Wait for a job and print its result.
 
     Ends with 1 if the job does not succeed, or not in time.

@@ -57,7 +57,7 @@ class _Kin(NamedTuple):
     jobs: Sequence[Job | None]
 
 
-def show_life(target: Target, id: JobId, full: bool) -> None:  # noqa: A002
+def show_life(target: Target, id: JobId, full: bool) -> None:
     """Print all that is known of a job. Raises JobNotFound."""
     store = target.existing
     history = target.run(store.history(id))
@@ -167,7 +167,7 @@ def _field(name: str, text: str) -> None:
 
 def _relatives(kin: _Kin) -> None:
     titles = iter([kin.title])
-    for id, job in zip(kin.ids, kin.jobs, strict=False):  # noqa: A001
+    for id, job in zip(kin.ids, kin.jobs, strict=False):
         _field(next(titles, ""), f"{id}  {job.state.label + '  ' + job.task if job else 'gone'}")
     if len(kin.ids) > _KIN:
         _field("", f"and {len(kin.ids) - _KIN:,} more")

@@ -57,7 +57,7 @@ def fetch(target: Target, ids: Sequence[str]) -> list[Job]:
     full = [resolve(target, text) for text in ids]
     jobs: list[Job] = []
     found = target.run(target.existing.get(full))
-    for id, job in zip(full, found, strict=True):  # noqa: A001
+    for id, job in zip(full, found, strict=True):
         if job is None:
             raise JobNotFound(
                 f"{target.store.url} has no job {id}; it was never stored there, or its retention has passed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import click
 import msgspec
 
-from ferryman.errors import AppNotFound, ConfigError, FerrymanError, StoreUnavailable
+from ferryman.errors import ConfigError, FerrymanError, StoreUnavailable
 
 if TYPE_CHECKING:
     from ferryman.app import App
@@ -25,7 +24,6 @@ __all__ = [
     "NotThereError",
     "Target",
     "listing",
-    "load_app",
     "on_store",
     "pass_target",
     "sqlite_file",
@@ -63,7 +61,7 @@ class Target:
 
         if self.app_name is None:
             return App(settings=self.settings)
-        app = load_app(self.app_name)
+        app = _load_app(self.app_name)
         if self.url is not None:
             # The command line has the last word; the app has not opened its store yet.
             app.settings = msgspec.structs.replace(app.settings, url=self.url)
@@ -109,25 +107,14 @@ def sqlite_file(url: str) -> Path | None:
     return Path(unquote(urlsplit(url).path)[1:])
 
 
-def load_app(name: str) -> App:
-    """The app at ``module:attribute``. Raises AppNotFound, which says what is missing."""
-    from ferryman.app import App
+def _load_app(name: str) -> App:
+    """The user's app. Modules are looked for in the working directory first, as ``python -m`` does."""
+    from ferryman.worker.target import load_app
 
-    module_name, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise AppNotFound(
-            f"the module {module_name!r} of {name!r} cannot be imported: {type(error).__name__}: {error}; "
-            "run this where the module lies, or set PYTHONPATH"
-        ) from error
-    app = getattr(module, attribute or "app", None)
-    if not isinstance(app, App):
-        apps = [label for label, value in vars(module).items() if isinstance(value, App)]
-        advice = f"it has {', '.join(apps)}" if apps else "it has no app at all"
-        raise AppNotFound(f"{attribute or 'app'!r} of module {module_name!r} is no Ferryman app; {advice}")
-    return app
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return load_app(name)
 
 
 # -- options that many commands share ------------------------------------------------------------------

@@ -47,7 +47,7 @@ def why(target: Target, job_id: str) -> None:
         say(reason.sentence)
 
 
-def _facts(target: Target, id: JobId) -> Facts:  # noqa: A002
+def _facts(target: Target, id: JobId) -> Facts:
     store = target.existing
     history = target.run(store.history(id))
     if history is None:
@@ -87,7 +87,7 @@ def _parents(target: Target, ids: Sequence[JobId]) -> list[ParentFact]:
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
         found = target.run(target.store.get(batch))
-        for id, job in zip(batch, found, strict=True):  # noqa: A001
+        for id, job in zip(batch, found, strict=True):
             parents.append(ParentFact(id, job.task if job else "", job.state if job else None))
     return parents
 

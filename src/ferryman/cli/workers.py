@@ -111,7 +111,7 @@ def _fields(record: WorkerRecord, now: int) -> dict[str, Any]:
     }
 
 
-def _order_command(kind: OrderKind, help: str) -> None:  # noqa: A002
+def _order_command(kind: OrderKind, help: str) -> None:
     @workers.command(name=kind, help=help)
     @click.argument("ids", nargs=-1, metavar="[ID]...")
     @click.option("--all", "every", is_flag=True, help="All workers that are alive.")

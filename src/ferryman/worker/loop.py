@@ -175,8 +175,8 @@ class LoopTrack:
             self._loop.call_soon(self._fill)
 
     def _settle(self, slot: int, outcome: Outcome) -> None:
-        self._outbox.settle(outcome, time.monotonic_ns(), idle=False)
         self._table.finish(slot)
+        self._outbox.settle(outcome, time.monotonic_ns(), idle=False)
         self._free.append(slot)
         if not self._flushes_soon:
             # Those that end in the same round of the loop are sent together.

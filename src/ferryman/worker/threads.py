@@ -158,8 +158,9 @@ class ThreadTrack:
         place.thread = threading.get_ident()
         while (assignment := take()) is not None:
             outcome = self._attempt(place, assignment)
-            settle(outcome, clock(), is_idle())
+            # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
             finish(place.slot)
+            settle(outcome, clock(), is_idle())
         with self._left_lock:
             self._left -= 1
             is_last = self._left == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ class Quay:
         self.folder = folder
         self.url = "sqlite:///jobs.db"
         self.app = App(self.url)
+        self._numbers = itertools.count(1)
 
     def run(self, operation: Operation[T]) -> T:
         return self.app.store.runner().run(operation)
@@ -92,7 +94,7 @@ class Quay:
 
     def dead_letter(self, error: ErrorInfo | None = None, **fields: Any) -> JobId:
         """A job that a worker has tried, and that died."""
-        worker = self.start_worker("undertaker")
+        worker = self.start_worker(f"undertaker-{next(self._numbers)}")
         job = self.enqueue(**fields)
         (claim,) = self.claim(worker, fields.get("queue", "default"))
         self.settle(worker, claim, OutcomeKind.DEAD, error=error or ErrorInfo("ValueError", "boom"))

@@ -19,7 +19,9 @@ import pytest
 
 from .conftest import Quay
 
-PROGRAM = [sys.executable, "-c", "from ferryman.cli import main; main()"]
+# Whoever starts the tests may have had ^C ignored, which children inherit.
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+PROGRAM = [sys.executable, "-c", f"{HEED}; from ferryman.cli import main; main()"]
 
 
 def test_help_lists_every_command_and_imports_none() -> None:

@@ -7,7 +7,6 @@ rolling back a card puts it into its line again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +16,13 @@ from ferryman.job import Attempt, JobId, NewJob, Note, State, WorkerId
 from ferryman.store.memory.line import Item, Line
 from ferryman.store.port import Order, QueueSettings, WorkerInfo, WorkerStatus
 
-__all__ = ["Book", "Card", "Fading", "Key", "Lane", "Minute", "Queue", "Worker", "move", "stand"]
+__all__ = ["Book", "Card", "Fading", "Key", "Lane", "Minute", "Queue", "Worker", "unborn"]
 
 _MINUTE = 60_000
 
-_PENDING_BELOW = State.RUNNING
-"""States are numbered along a life: those below RUNNING are pending, those above are finished."""
+# Looked up once: a member of an enum costs more than a name. States are numbered along a life: those below
+# RUNNING are pending, those above are finished.
+_RUNNING, _READY, _PARKED = State.RUNNING, State.READY, State.PARKED
 
 _MISSING: Any = object()
 
@@ -38,7 +38,7 @@ class Queue(msgspec.Struct, eq=False):
     touched: int = 0
 
     def pending(self) -> int:
-        return sum(sum(lane.counts[:_PENDING_BELOW]) for lane in self.lanes.values())
+        return sum(sum(lane.counts[:_RUNNING]) for lane in self.lanes.values())
 
 
 class Lane(msgspec.Struct, eq=False):
@@ -119,9 +119,16 @@ class Worker(msgspec.Struct, eq=False):
     lease_until: int
     gone: Any = None
     running: dict[JobId, Card] = {}
+    """Hints: see `holding`."""
     orders: tuple[tuple[Order, int], ...] = ()
     """Orders not fetched yet; those to cancel, with the lease that is meant."""
     touched: int = 0
+
+    def holding(self) -> list[Card]:
+        """The jobs that it runs, the oldest first."""
+        mine = self.info.id
+        held = [card for card in self.running.values() if card.state is _RUNNING and card.worker == mine]
+        return sorted(held, key=lambda card: card.seq)
 
 
 class Minute(msgspec.Struct, eq=False):
@@ -147,12 +154,12 @@ class Fading(msgspec.Struct, frozen=True):
 
 
 def _still_pending(item: Item) -> bool:
-    return bool(item[2].state < _PENDING_BELOW)
+    return bool(item[2].state < _RUNNING)
 
 
 def _same_deadline(item: Item) -> bool:
     card = item[2]
-    return bool(card.deadline == item[0] and card.state < _PENDING_BELOW)
+    return bool(card.deadline == item[0] and card.state < _RUNNING)
 
 
 def _same_result(item: Item) -> bool:
@@ -182,8 +189,10 @@ class Book:
     """Scheduled jobs by the moment they are due."""
     deadlines: Line = field(default_factory=lambda: Line(_same_deadline))
     """Pending jobs that have a deadline."""
-    finished: dict[State, Line] = field(default_factory=dict)
-    """Finished jobs by the moment they finished; cancelled and expired ones together."""
+    succeeded: Line = field(default_factory=Line)
+    dead: Line = field(default_factory=Line)
+    other: Line = field(default_factory=Line)
+    """Finished jobs by the moment they finished: cancelled and expired ones together."""
     results: Line = field(default_factory=lambda: Line(_same_result))
     """Jobs whose result is kept for a time of its own."""
     ends: Line = field(default_factory=lambda: Line(_same_end))
@@ -196,16 +205,13 @@ class Book:
     undo: list[tuple[Any, ...]] = field(default_factory=list)
     """Functions and their arguments, to be called backwards."""
     _counter: int = 0
-    _in_order: bool = True
+    _lines: list[Line | None] = field(default_factory=list)
+    """The line of each state that has one for all lanes and keys."""
 
     def __post_init__(self) -> None:
-        other = Line()
-        self.finished = {
-            State.SUCCEEDED: Line(),
-            State.DEAD: Line(),
-            State.CANCELLED: other,
-            State.EXPIRED: other,
-        }
+        self._lines = [
+            None, self.due, None, None, None, self.succeeded, self.dead, self.other, self.other,
+        ]  # fmt: skip
 
     # -- changing it -----------------------------------------------------------------------------
 
@@ -271,12 +277,49 @@ class Book:
             self.touch(minute)
         return minute
 
-    def in_order(self) -> dict[JobId, Card]:
-        """The cards by arrival."""
-        if not self._in_order:
-            self.cards = dict(sorted(self.cards.items(), key=lambda entry: entry[1].seq))
-            self._in_order = True
-        return self.cards
+    # -- where a card stands -------------------------------------------------------------------------
+
+    def move(self, card: Card, state: State, rank: float = 0) -> None:
+        """Change the state of a card that was touched, with its counts and its line."""
+        lane = card.lane
+        if lane.touched != self.number:
+            self.touch(lane)
+        before = card.state
+        counts = lane.counts
+        counts[before] -= 1
+        counts[state] += 1
+        card.state = state
+        card.spot = (rank, card.seq, card)
+        self._line_up(card)
+        if before >= _RUNNING > state:
+            self.expect(card)
+
+    def expect(self, card: Card) -> None:
+        """A card has become pending: it may be late one day, or be dropped."""
+        if card.deadline is not None:
+            self.deadlines.push((card.deadline, card.seq, card))
+        arrivals = card.lane.queue.arrivals
+        if arrivals is not None:
+            arrivals.push((0, card.seq, card))
+
+    def find_arrivals(self, queue: Queue) -> Line:
+        """The pending jobs of a queue by arrival, which nobody kept until somebody asked."""
+        if queue.arrivals is None:
+            line = Line(_still_pending)
+            for card in self.cards.values():
+                if card.state < _RUNNING and card.lane.queue is queue:
+                    line.push((0, card.seq, card))
+            queue.arrivals = line
+        return queue.arrivals
+
+    def _line_up(self, card: Card) -> None:
+        """Push the spot of a card to the line of its state."""
+        state = card.state
+        line = card.lane.ready if state is _READY else self._lines[state]
+        if state is _PARKED:
+            line = self.keys[card.new.key or ""].parked
+        if line is not None and card.spot is not None:
+            line.push(card.spot)
 
     # -- the end of a transaction ------------------------------------------------------------------
 
@@ -289,20 +332,47 @@ class Book:
         return changed
 
     def roll_back(self, *, interrupted: bool) -> None:
-        """Make all as it was before the transaction. An interrupt can strike between any two steps, and may have
-        lost items of lines: then every card is put into its line again."""
-        cards: dict[int, Card] = {}
+        """Make all as it was before the transaction. An interrupt can strike between any two steps, and so lose
+        items of lines: then all cards stand up again."""
+        touched: list[Card] = []
+        deleted = False
         for undo, record, *others in reversed(self.undo):
             undo(record, *others)
             if type(record) is Card:
-                cards[id(record)] = record
-            elif record is self.cards:
-                self._in_order = False
+                touched.append(record)
+            deleted = deleted or record is self.cards
         self.commit()
-        self._stand_again(self.cards.values() if interrupted else cards.values())
+        if deleted:
+            # Those that came back must be where they were: cards are kept by arrival.
+            self.cards = dict(sorted(self.cards.items(), key=lambda entry: entry[1].seq))
+        for card in self.cards.values() if interrupted else touched:
+            self._stand_again(card)
 
-    def _stand_again(self, cards: Iterable[Card]) -> None:
-        for card in cards:
-            if card.state is State.RUNNING and card.worker is not None:
-                self.workers[card.worker].running[card.id_] = card
-        ...
+    def _stand_again(self, card: Card) -> None:
+        if card.state is _RUNNING and card.worker is not None:
+            self.workers[card.worker].running[card.new.id] = card
+        elif self.cards.get(card.new.id) is card:
+            self._line_up(card)
+            if card.state < _RUNNING:
+                self.expect(card)
+            if card.result_until is not None:
+                self.results.push((card.result_until, card.seq, card))
+
+
+def unborn(born: list[Card], cards: dict[JobId, Card]) -> None:
+    """The undo step of an enqueue. Items that lines still have of these cards must mean nothing."""
+    for card in born:
+        cards.pop(card.new.id, None)
+        card.state, card.spot, card.result_until = State.CANCELLED, None, None
+
+
+def _restore(record: Any, before: Any) -> None:
+    for name in record.__struct_fields__:
+        setattr(record, name, getattr(before, name))
+
+
+def _put_back(mapping: dict[Any, Any], key: Any, before: Any) -> None:
+    if before is _MISSING:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = before

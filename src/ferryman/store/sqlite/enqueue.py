@@ -43,7 +43,7 @@ FROM json_each(?16) n
 # ?2 all arguments, one after the other; ?6 a JSON array of start << 32 | length
 _INSERT_BODIES = """
 INSERT INTO body (seq, args, options, tenant, tags)
-SELECT ?1 + n.key, substr(?2, n.value >> 32, n.value & 4294967295), ?3, ?4, ?5 FROM json_each(?6) n
+SELECT ?1 + n.key, coalesce(substr(?2, n.value >> 32, n.value & 4294967295), x''), ?3, ?4, ?5 FROM json_each(?6) n
 """
 
 _PARENT = "SELECT state FROM job WHERE id = ?"
@@ -62,17 +62,19 @@ def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
     ledger = Ledger(now)
     yield from _keep_bounds(ledger, jobs)
     answers: list[Enqueued] = []
+    # Jobs of this batch that are duplicates: their children wait for the job that stands for them.
+    stands_for: dict[JobId, JobId] = {}
     for run in _runs(jobs):
         place = yield from _place(run[0])
         if place.fair or not _is_plain(run[0]):
-            yield from _enqueue_each(ledger, run, answers)
+            yield from _enqueue_each(ledger, run, answers, stands_for)
             continue
         try:
             yield from _insert_plain(ledger, run, place)
             answers += [Enqueued(job.id) for job in run]
         except Conflict:
             # Some are known already: this is the second try of a producer that got no answer to the first.
-            yield from _enqueue_each(ledger, run, answers)
+            yield from _enqueue_each(ledger, run, answers, stands_for)
     yield from ledger.close()
     return answers
 
@@ -141,9 +143,16 @@ def _deadline(job: NewJob, now: int) -> int | None:
 # -- one by one ------------------------------------------------------------------------------------
 
 
-def _enqueue_each(ledger: Ledger, jobs: Sequence[NewJob], answers: list[Enqueued]) -> Requests[None]:
+def _enqueue_each(
+    ledger: Ledger, jobs: Sequence[NewJob], answers: list[Enqueued], stands_for: dict[JobId, JobId]
+) -> Requests[None]:
     for job in jobs:
+        if job.after:
+            after = tuple([stands_for.get(parent, parent) for parent in job.after])
+            job = msgspec.structs.replace(job, after=after)
         answer = yield from _enqueue_one(ledger, job)
+        if answer.id != job.id:
+            stands_for[job.id] = answer.id
         answers.append(answer)
 
 

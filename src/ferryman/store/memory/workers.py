@@ -1,0 +1,95 @@
+"""The register of workers: leases, orders, and rescuing the jobs of those that died."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ferryman.job import ErrorInfo, Outcome, OutcomeKind, State, WorkerId
+from ferryman.store.memory.book import Book, Worker
+from ferryman.store.memory.claim import find_worker
+from ferryman.store.memory.settle import settle_leased
+from ferryman.store.port import Order, Rescued, WorkerInfo, WorkerStatus
+
+__all__ = ["heartbeat", "leave", "leave_order", "order", "register", "rescue"]
+
+
+def register(book: Book, now: int, info: WorkerInfo, lease: int) -> None:
+    known = book.workers.get(info.id)
+    if known is None:
+        book.put(book.workers, info.id, Worker(info, WorkerStatus(), now, now, now + lease))
+    else:
+        # The second try of a worker that got no answer to the first.
+        book.touch(known)
+        known.info, known.seen_at, known.lease_until = info, now, now + lease
+
+
+def heartbeat(book: Book, now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> list[Order]:
+    record = find_worker(book, worker)
+    book.touch(record)
+    record.status, record.seen_at, record.lease_until = status, now, now + lease
+    orders, record.orders = record.orders, ()
+    return [order for order, lease in orders if not lease or _is_running(book, record, order, lease)]
+
+
+def _is_running(book: Book, worker: Worker, order: Order, lease: int) -> bool:
+    """Whether the lease that is to be cancelled still is: the job may run again, under another."""
+    card = None if order.job is None else book.cards.get(order.job)
+    return (
+        card is not None
+        and card.state is State.RUNNING
+        and (card.lease, card.worker) == (lease, worker.info.id)
+    )
+
+
+def leave(book: Book, now: int, worker: WorkerId) -> None:
+    record = book.workers.get(worker)
+    if record is not None and record.gone is None:
+        error = ErrorInfo("WorkerLeft", f"worker {worker} left before the job was done")
+        _take_back(book, now, record, error, death=False)
+        _strike_off(book, record, "stopped")
+
+
+def rescue(book: Book, now: int, dead: Sequence[WorkerId]) -> list[Rescued]:
+    rescued: list[Rescued] = []
+    for id_, record in book.workers.items():
+        if record.gone is None and (record.lease_until <= now or id_ in dead):
+            again, died = _take_back(book, now, record, ErrorInfo("WorkerLost", f"worker {id_} died"))
+            _strike_off(book, record, "dead")
+            rescued.append(Rescued(id_, again, died))
+    return rescued
+
+
+def order(book: Book, now: int, workers: Sequence[WorkerId], order: Order) -> int:  # noqa: ARG001
+    records = [book.workers[id_] for id_ in dict.fromkeys(workers) if id_ in book.workers]
+    alive = [record for record in records if record.gone is None]
+    for record in alive:
+        leave_order(book, record, order)
+    return len(alive)
+
+
+def leave_order(book: Book, worker: Worker, order: Order, lease: int = 0) -> None:
+    """Leave an order for a worker to find with its next heartbeat."""
+    book.touch(worker)
+    worker.orders = (*worker.orders, (order, lease))
+    book.woke = True
+
+
+def _take_back(
+    book: Book, now: int, worker: Worker, error: ErrorInfo, *, death: bool = True
+) -> tuple[int, int]:
+    """Settle all that a worker runs as crashed. Answers how many jobs will run again, and how many died."""
+    again = died = 0
+    for card in worker.holding():
+        ran_us = max(0, now - (card.started_at or now)) * 1000
+        outcome = Outcome(card.new.id, card.lease, OutcomeKind.CRASHED, ran_us=ran_us, error=error)
+        if settle_leased(book, now, card, outcome, death=death) is State.DEAD:
+            died += 1
+        else:
+            again += 1
+    return again, died
+
+
+def _strike_off(book: Book, worker: Worker, gone: str) -> None:
+    book.touch(worker)
+    worker.gone = gone
+    worker.orders = ()

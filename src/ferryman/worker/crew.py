@@ -1,0 +1,227 @@
+"""The executors of a worker: how many there are, who gets which jobs, and what becomes of those of a lost one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+from ferryman.config import WorkerSettings
+from ferryman.job import Claim, ErrorInfo, JobId, Outcome, OutcomeKind
+from ferryman.policy.prefetch import share
+from ferryman.worker.frames import Kind, TaskFacts
+from ferryman.worker.member import Casualty, Launch, Member
+
+__all__ = ["Crew"]
+
+log = logging.getLogger("ferryman.worker")
+
+_RELIEF = 2
+"""Executors started beyond the usual number, at most, while all others are stalled."""
+
+_RELIEF_IDLE = 10.0
+"""Seconds without a job after which a relief executor is let go."""
+
+_HIRE_AGAIN = 1.0
+"""Seconds between starts of executors that die before they have said hello."""
+
+
+class Crew:
+    """All executors of one worker. Not thread-safe: it is the supervisor's."""
+
+    def __init__(self, launch: Launch, settings: WorkerSettings) -> None:
+        self._launch = launch
+        self.settings = settings
+        self.members: list[Member] = []
+        self.facts: dict[str, TaskFacts] = {}
+        self._hire_at = 0.0
+        self.resize()
+
+    def resize(self) -> None:
+        """Adopt the settings: how many executors, and how many places each."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.size = min(self.settings.executors or cores, self.settings.concurrency)
+        self.places = -(-self.settings.concurrency // self.size)
+
+    # -- hiring ------------------------------------------------------------------------------------
+
+    def hire(self, count: int, *, relief: bool = False) -> None:
+        """Start executors; they are of use once they have said hello."""
+        for _ in range(count):
+            member = Member(self._launch(self.places), self.places)
+            member.relief = relief
+            self.members.append(member)
+
+    def fill(self) -> None:
+        """Start as many as are missing."""
+        if time.monotonic() >= self._hire_at:
+            staying = sum(not (member.retiring or member.relief) for member in self.members)
+            self.hire(self.size - staying)
+
+    def wait_before_hiring(self) -> None:
+        """Starting did not work; do not try again at once."""
+        self._hire_at = time.monotonic() + _HIRE_AGAIN
+
+    def renew(self) -> None:
+        """Replace all executors: each finishes what it runs."""
+        self.retire_all()
+        self.fill()
+
+    def retire(self, member: Member) -> None:
+        """Let an executor finish what it runs, and end."""
+        if not member.retiring:
+            member.retiring = True
+            member.send(Kind.DRAIN)
+
+    def retire_all(self) -> None:
+        """Let all executors finish what they run, and end."""
+        for member in self.members:
+            self.retire(member)
+
+    def dismiss(self, member: Member) -> None:
+        """Have done with an executor; kill it if it lives."""
+        if member in self.members:
+            self.members.remove(member)
+            member.launched.kill()
+            member.launched.close()
+
+    # -- handing out -------------------------------------------------------------------------------
+
+    def held(self) -> int:
+        """Jobs handed out and not done."""
+        return sum(len(member.jobs) for member in self.members)
+
+    def running(self) -> int:
+        """Jobs that can be running: no executor runs more than it has places."""
+        return sum(min(member.places, len(member.jobs)) for member in self.members)
+
+    def is_busy(self) -> bool:
+        """Whether any job is out."""
+        return any(member.jobs for member in self.members)
+
+    def has_room(self, now: float) -> bool:
+        return any(member.room(now) for member in self._able())
+
+    def room(self, now: float) -> int:
+        """How many jobs can be handed out without making any of them wait long."""
+        busy = sum(min(member.places, len(member.jobs)) for member in self.members)
+        spare = max(0, self.settings.concurrency - busy)
+        able = self._able()
+        room = sum(member.room(now) for member in able)
+        # Relief executors bring places, but the worker's concurrency holds.
+        return min(room, spare + sum(member.pace.ahead(now) for member in able))
+
+    def _able(self) -> list[Member]:
+        """Those who answer; if nobody does, all."""
+        able = [member for member in self.members if member.ready and not member.stalled]
+        return able or [member for member in self.members if member.ready]
+
+    def hand_out(self, claims: Sequence[Claim], now: float) -> None:
+        """Give each job to an executor: to the emptiest that answers, but a task that makes executors stall
+        to those that are stalled already, lest none be left for other queues."""
+        if not claims:
+            return
+        able = self._able()
+        hogs = self._hogs() if len(able) == 1 and len(self.members) > 1 else set()
+        if hogs:
+            claims = self._confine([claim for claim in claims if claim.task in hogs]) + [
+                claim for claim in claims if claim.task not in hogs
+            ]
+        shares = share(len(claims), [member.room(now) for member in able])
+        start = 0
+        for member, count in zip(able, shares, strict=True):
+            member.assign(claims[start : start + count], self.facts)
+            start += count
+        # More than there was room for, because an executor was lost meanwhile: they wait there.
+        if start < len(claims):
+            max(able, key=lambda member: member.places - len(member.jobs)).assign(claims[start:], self.facts)
+
+    def _confine(self, claims: list[Claim]) -> list[Claim]:
+        """Give jobs of hogging tasks to stalled executors with free places. Answers those for which none is left."""
+        for member in self.members:
+            if member.stalled and claims:
+                count = member.places_free()
+                member.assign(claims[:count], self.facts)
+                claims = claims[count:]
+        return claims
+
+    def _hogs(self) -> set[str]:
+        """Tasks that run in stalled executors."""
+        return {held.claim.task for member in self.members if member.stalled for held, _ in member.running()}
+
+    def isolate(self, claim: Claim) -> bool:
+        """Give a suspect an executor for itself. False if none is empty yet; one will be."""
+        for member in self.members:
+            if member.ready and not member.retiring and not member.jobs and member.solo is None:
+                member.assign([claim], self.facts)
+                member.solo = claim.id
+                return True
+        # The one with the least to do takes nothing more until it is empty.
+        candidates = [member for member in self.members if member.ready and not member.retiring]
+        if candidates and not any(member.solo for member in candidates):
+            min(candidates, key=lambda member: len(member.jobs)).solo = claim.id
+        for member in candidates:
+            if member.solo == claim.id and not member.jobs:
+                member.assign([claim], self.facts)
+                return True
+        return False
+
+    def cancel(self, id_: JobId, reason: str | None) -> None:
+        """Ask the executor of a job to stop it; kill the executor if it has not done so after the grace."""
+        for member in self.members:
+            held = member.jobs.get(id_)
+            if held is not None:
+                member.cancel(held, reason)
+                member.cancelling[id_] = (time.monotonic() + self.settings.grace, reason or "cancelled")
+
+    # -- relief ------------------------------------------------------------------------------------
+
+    def relieve(self, now: float) -> None:
+        """Keep one executor that answers: start another when all are stalled, let it go when it is not needed."""
+        ready = [member for member in self.members if not member.retiring]
+        if ready and all(member.ready and member.stalled for member in ready):
+            if len(ready) < self.size + _RELIEF:
+                log.info("all executors are held by tasks that compute; starting another one")
+                self.hire(1, relief=True)
+            return
+        for member in ready:
+            idle = member.ready and not member.jobs and now - member.idle_since > _RELIEF_IDLE
+            if member.relief and idle and sum(not other.stalled for other in ready) > 1:
+                self.retire(member)
+
+    # -- losses ------------------------------------------------------------------------------------
+
+    def outcomes_of_lost(self, member: Member, lost: Sequence[Casualty], reason: str | None) -> list[Outcome]:
+        """What becomes of the jobs of an executor that is dead.
+
+        `reason` says why it was killed on purpose, if not for the sake of some of its jobs (`Member.doomed`).
+        Jobs that had not been started go back. Of the others, those for whose sake it was killed have
+        failed; of an executor that died by itself, each may have been the one that did it.
+        """
+        outcomes: list[Outcome] = []
+        for job in lost:
+            claim = job.claim
+            if not job.started:
+                outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.RELEASED))
+            elif claim.id in member.doomed:
+                outcomes.append(member.doomed[claim.id])
+            elif reason is None and not member.doomed:
+                error = ErrorInfo(
+                    "ExecutorDied", f"its executor (pid {member.launched.pid}) died while it ran"
+                )
+                outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CRASHED, job.ran_us, error=error))
+            else:
+                outcomes.append(
+                    self._bystander(job, reason or "its executor was killed because of another job")
+                )
+        return outcomes
+
+    def _bystander(self, job: Casualty, reason: str) -> Outcome:
+        """A job that was stopped by no fault of its own gets its attempt back, unless it must not run twice."""
+        claim = job.claim
+        fact = self.facts.get(claim.task)
+        if fact is not None and fact.at_most_once:
+            error = ErrorInfo("Stopped", reason)
+            return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, job.ran_us, error=error)
+        return Outcome(claim.id, claim.lease, OutcomeKind.SNOOZED, job.ran_us, reason=reason)

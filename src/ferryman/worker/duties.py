@@ -1,0 +1,206 @@
+"""What a supervisor does by the clock: heartbeat, rescue, prune, and a watch over executors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ferryman.clock import millis
+from ferryman.config import RetentionSettings
+from ferryman.errors import StoreError, WorkerGone
+from ferryman.io.operation import Runner
+from ferryman.job import ErrorInfo, Outcome, OutcomeKind
+from ferryman.policy.retry import Retry, backoff_delay
+from ferryman.store.port import Retention, Store
+from ferryman.worker.identity import is_dead_neighbour, place
+from ferryman.worker.member import Held, Member
+
+if TYPE_CHECKING:
+    from ferryman.worker.supervisor import Supervisor
+
+__all__ = ["Duties"]
+
+log = logging.getLogger("ferryman.worker")
+
+_WATCH = 0.05
+_NEIGHBOURS = 0.5
+_PRUNE = 5.0
+_PRUNE_ON = 0.25
+"""Seconds until the next pruning when one has not got through."""
+_PRUNE_JOBS = 2_000
+_DAY = 86_400_000
+
+
+class Duties:
+    """Knows when what is due. Not thread-safe: it is the supervisor's."""
+
+    def __init__(self, supervisor: Supervisor, store: Store, runner: Runner) -> None:
+        self._supervisor = supervisor
+        self._store = store
+        self._runner = runner
+        self._here = place()
+        self._luck = random.Random()  # noqa: S311
+        now = time.monotonic()
+        self._heartbeat_at = now + supervisor.settings.heartbeat
+        self._neighbours_at = now
+        self._prune_at = now + _PRUNE * self._luck.random()
+        self._watch_at = now
+        self._memory_at = now
+
+    def next_at(self, *, busy: bool) -> float:
+        """When the next duty is due; executors are watched only while they have jobs."""
+        watch = self._watch_at if busy else math.inf
+        return min(self._heartbeat_at, self._neighbours_at, self._prune_at, watch)
+
+    def perform(self, now: float) -> None:
+        """Do what is due."""
+        if now >= self._watch_at:
+            self._watch_at = now + _WATCH
+            self._watch(now)
+        with self._store_may_fail():
+            if now >= self._heartbeat_at:
+                self.heartbeat()
+            if now >= self._neighbours_at:
+                self._neighbours_at = now + _NEIGHBOURS
+                self._rescue()
+            if now >= self._prune_at:
+                self._prune(now)
+
+    def heartbeat(self) -> None:
+        """Renew the leases, and do as ordered."""
+        supervisor = self._supervisor
+        self._heartbeat_at = time.monotonic() + supervisor.settings.heartbeat
+        operation = self._store.heartbeat(supervisor.id, supervisor.status, millis(supervisor.settings.lease))
+        with self._store_may_fail():
+            try:
+                orders = self._runner.run(operation)
+            except WorkerGone:
+                supervisor.taken_for_dead()
+                return
+            for order in orders:
+                supervisor.obey(order)
+
+    def _rescue(self) -> None:
+        """Take over from workers that died: those of this machine that are no process any more, at once; others
+        when their lease has ended. Reading costs little, so only a reason makes this write."""
+        records = self._runner.run(self._store.workers())
+        others = [each for each in records if each.gone is None and each.info.id != self._supervisor.id]
+        if not others:
+            return
+        now = time.time() * 1000
+        dead = [each.info.id for each in others if is_dead_neighbour(each.info, self._here)]
+        # The store decides by its own clock whether a lease has ended; ours only says when to ask.
+        if dead or any(each.lease_until <= now for each in others):
+            for rescued in self._runner.run(self._store.rescue(dead)):
+                log.warning(
+                    "worker %s died; %d of its jobs run again, %d are dead",
+                    rescued.worker, rescued.again, rescued.dead,
+                )  # fmt: skip
+
+    def _prune(self, now: float) -> None:
+        done = self._runner.run(self._store.prune(_retention(self._supervisor.retention), _PRUNE_JOBS))
+        self._prune_at = now + (_PRUNE if done < _PRUNE_JOBS else _PRUNE_ON)
+
+    @contextlib.contextmanager
+    def _store_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreError as error:
+            self._supervisor.store_failed(error)
+
+    # -- executors ---------------------------------------------------------------------------------
+
+    def _watch(self, now: float) -> None:
+        supervisor = self._supervisor
+        look_at_memory = now >= self._memory_at
+        if look_at_memory:
+            self._memory_at = now + 0.5
+        for member in list(supervisor.crew.members):
+            member.probe(now)
+            running = member.running() if member.jobs else []
+            for held, elapsed in running:
+                self._check_time(member, held, elapsed, now)
+            if look_at_memory and member.ready:
+                self._check_memory(member, running)
+            if member.doomed:
+                supervisor.kill(member)
+            elif supervisor.settings.recycle_after and member.done >= supervisor.settings.recycle_after:
+                self._replace(member, f"it has done {member.done} jobs")
+        supervisor.crew.relieve(now)
+        supervisor.send_suspects()
+        if supervisor.state in ("active", "paused"):
+            supervisor.crew.fill()
+
+    def _check_time(self, member: Member, held: Held, elapsed: float, now: float) -> None:
+        grace = self._supervisor.settings.grace
+        if held.timeout is not None and elapsed > held.timeout + grace:
+            error = ErrorInfo(
+                "HardTimeout",
+                f"did not stop {grace:g} s after its timeout of {held.timeout:g} s; its executor was killed",
+            )
+            self._doom(member, held, error, elapsed)
+        cancelling = member.cancelling.get(held.claim.id)
+        if cancelling is not None and now > cancelling[0] and member.launched.can_kill:
+            member.doomed[held.claim.id] = Outcome(
+                held.claim.id,
+                held.claim.lease,
+                OutcomeKind.CANCELLED,
+                int(elapsed * 1e6),
+                reason=cancelling[1],
+            )
+
+    def _check_memory(self, member: Member, running: list[tuple[Held, float]]) -> None:
+        most = self._supervisor.settings.max_memory
+        limited = [each for each in running if each[0].max_memory is not None]
+        if not most and not limited:
+            return
+        taken = member.memory()
+        for held, elapsed in limited:
+            if held.max_memory is not None and taken > held.max_memory:
+                error = ErrorInfo(
+                    "MemoryLimit",
+                    f"its executor took {taken} MiB, more than the {held.max_memory} MiB that the task may; it was killed",
+                )
+                self._doom(member, held, error, elapsed)
+        if most and taken > 2 * most and running and not member.doomed:
+            # It grows faster than it can be drained: whoever runs longest is the likeliest culprit.
+            held, elapsed = max(running, key=lambda each: each[1])
+            error = ErrorInfo("MemoryLimit", f"its executor took {taken} MiB, twice the {most} MiB allowed")
+            self._doom(member, held, error, elapsed)
+        elif most and taken > most:
+            self._replace(member, f"it takes {taken} MiB")
+
+    def _doom(self, member: Member, held: Held, error: ErrorInfo, elapsed: float) -> None:
+        """Settle a job in its executor's stead, which will be killed. In-process executors cannot be."""
+        if not member.launched.can_kill:
+            return
+        claim = held.claim
+        fact = self._supervisor.crew.facts.get(claim.task)
+        delay = backoff_delay(fact.retry if fact else Retry(), claim.attempt, self._luck.random())
+        member.doomed[claim.id] = Outcome(
+            claim.id, claim.lease, OutcomeKind.RETRY, int(elapsed * 1e6), delay=millis(delay), error=error
+        )
+        log.warning("job %s (%s) %s", claim.id, claim.task, error.message)
+
+    def _replace(self, member: Member, reason: str) -> None:
+        if not member.retiring:
+            log.info("replacing executor %d: %s", member.launched.pid, reason)
+            self._supervisor.crew.retire(member)
+            self._supervisor.crew.fill()
+
+
+def _retention(settings: RetentionSettings) -> Retention:
+    return Retention(
+        succeeded=int(settings.succeeded_days * _DAY),
+        succeeded_count=settings.succeeded_count,
+        dead=int(settings.dead_days * _DAY),
+        dead_count=settings.dead_count,
+        other=int(settings.other_days * _DAY),
+        other_count=settings.other_count,
+        stats=int(settings.stats_days * _DAY),
+    )

@@ -1,0 +1,80 @@
+"""``ferryman worker``: a supervisor in this process, its executors in children."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+import threading
+from typing import Any
+
+import msgspec
+
+from ferryman.config import WorkerSettings, load_settings
+from ferryman.errors import ConfigError, MissingExtra
+from ferryman.store.open import open_store
+from ferryman.worker.member import launch_process
+from ferryman.worker.supervisor import Supervisor
+
+__all__ = ["WorkerStart", "run_worker"]
+
+
+class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says of a worker."""
+
+    target: str
+    """``module:attribute`` of the app."""
+    queues: tuple[str, ...] | None = None
+    overrides: dict[str, Any] = {}
+    """Fields of `WorkerSettings`."""
+    reload: bool = False
+    log_level: str = "INFO"
+
+
+def run_worker(start: WorkerStart) -> int:
+    """Run a worker until it is told to stop. Answers the process's exit code.
+
+    Raises ConfigError if the app cannot be loaded, StoreError if its store cannot be used.
+    """
+    logging.basicConfig(
+        level=start.log_level,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    supervisor = Supervisor(
+        functools.partial(launch_process, start.target),
+        open_store,
+        settings=_settings(start.overrides),
+        overrides=start.overrides,
+        queues=start.queues,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    if start.reload:
+        _reload_on_change(supervisor)
+    supervisor.run()
+    return 0
+
+
+def _settings(overrides: dict[str, Any]) -> WorkerSettings:
+    try:
+        return msgspec.convert(
+            {**msgspec.structs.asdict(load_settings().worker), **overrides}, WorkerSettings, strict=False
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError(f"the worker's options: {error}") from error
+
+
+def _reload_on_change(supervisor: Supervisor) -> None:
+    """Replace the executors whenever a Python file below the working directory changes."""
+    try:
+        import watchfiles
+    except ImportError as error:
+        raise MissingExtra('--reload needs a package: pip install "ferryman[reload]"') from error
+
+    def watch() -> None:
+        for _ in watchfiles.watch(".", watch_filter=watchfiles.PythonFilter(), raise_interrupt=False):
+            supervisor.reload()
+
+    threading.Thread(target=watch, name="ferryman-reload", daemon=True).start()

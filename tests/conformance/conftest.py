@@ -18,15 +18,15 @@ _PATIENT = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile(
     "steady",
     derandomize=True,
-    max_examples=30,
-    stateful_step_count=30,
+    max_examples=60,
+    stateful_step_count=40,
     deadline=None,
     print_blob=True,
     suppress_health_check=_PATIENT,
 )
 settings.register_profile(
     "wander",
-    max_examples=300,
+    max_examples=1_000,
     stateful_step_count=60,
     deadline=None,
     print_blob=True,

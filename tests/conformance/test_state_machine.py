@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -18,29 +20,77 @@ from hypothesis.stateful import (
 
 from ferryman.clock import ManualClock
 from ferryman.errors import WorkerGone
-from ferryman.job import FINISHED, Job, JobId, NewJob, Outcome, OutcomeKind, State, Unique, WorkerId
+from ferryman.job import (
+    FINISHED,
+    PENDING,
+    Job,
+    JobId,
+    NewJob,
+    OnParentFailure,
+    Outcome,
+    OutcomeKind,
+    State,
+    Unique,
+    WorkerId,
+)
 from ferryman.store.port import Filter, Take, WorkerStatus
 
 from .driver import BOOM, counts_as_kept, counts_of_rows, may_become, worker_info
-from .model import Model
+from .model import Model, Row
 from .stores import Candidate
 
 # Steps of the clock are multiples of 500 ms; deadlines and leases never fall on one, delays do.
 STEPS = st.sampled_from([500, 1_000, 2_000, 5_000])
-DELAYS = st.sampled_from([0, 0, 1_000, 3_000])
-TTLS = st.sampled_from([None, None, None, 2_250])
+DELAYS = st.sampled_from([0, 0, 0, 0, 1_000, 3_000])
 LEASE = 10_250
 
 QUEUES = st.sampled_from(["a", "b"])
-PRIORITIES = st.sampled_from([0, 0, 1])
 SLOTS = st.integers(0, 2)
 """Three berths, each with one worker at a time."""
 
-UNIQUE = st.sampled_from(
-    [None, None, None, Unique("once"), Unique("twice"), Unique("started", until="started")]
+EVERY_LANE = [Take(queue, priority, 3) for priority in (2, 1, 0) for queue in "ab"]
+PLANS = st.just(EVERY_LANE) | st.lists(
+    st.builds(Take, QUEUES, st.sampled_from([0, 1]), st.integers(1, 4)), max_size=4
 )
-KEYS = st.sampled_from([None, None, ("plain", False), ("plain", False), ("ordered", True)])
-LIMITS = st.sampled_from([1, 2, 50])
+OUTCOMES = st.lists(
+    st.tuples(st.sampled_from([*OutcomeKind, OutcomeKind.SUCCEEDED, OutcomeKind.DEAD]), DELAYS),
+    min_size=1,
+    max_size=4,
+)
+
+
+class Cargo(NamedTuple):
+    """A job to be, apart from what depends on the jobs that there are."""
+
+    queue: str
+    priority: int
+    key: tuple[str, int, bool] | None
+    """Its name, room and order."""
+    unique: Unique | None
+    delay: int
+    ttl: int | None
+    max_attempts: int
+    parents: list[int]
+    """How far back among the jobs."""
+    on_parent_failure: OnParentFailure
+
+
+CARGOES = st.builds(
+    Cargo,
+    queue=QUEUES,
+    priority=st.sampled_from([0, 0, 1]),
+    key=st.none()
+    | st.tuples(st.just("plain"), st.integers(1, 3), st.just(False))
+    | st.just(("ordered", 1, True)),
+    unique=st.sampled_from(
+        [None] * 7 + [Unique("once"), Unique("twice"), Unique("started", until="started")]
+    ),
+    delay=DELAYS,
+    ttl=st.sampled_from([None] * 5 + [2_250]),
+    max_attempts=st.integers(1, 5),
+    parents=st.just([]) | st.lists(st.integers(1, 6), max_size=3),
+    on_parent_failure=st.sampled_from(["cancel", "continue", "hold"]),
+)
 
 
 class Crossing(RuleBasedStateMachine):
@@ -55,8 +105,8 @@ class Crossing(RuleBasedStateMachine):
         self.store = self.candidate.open(Path(self.folder.name), self.clock)
         self.runner = self.store.runner()
         self.model = Model()
-        self.births = 0
-        self.deaths = 0
+        self.cargoes = 0
+        self.sign_ons = 0
         self.leased: list[tuple[WorkerId, JobId, int]] = []
         """Every lease there ever was."""
         self.workers = [self._sign_on(slot) for slot in range(3)]
@@ -67,43 +117,47 @@ class Crossing(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def _sign_on(self, slot: int) -> WorkerId:
-        self.deaths += 1
-        worker = WorkerId(f"w{slot}-{self.deaths}")
+        self.sign_ons += 1
+        worker = WorkerId(f"w{slot}-{self.sign_ons}")
         self.runner.run(self.store.register(worker_info(worker), LEASE))
         self.model.register(worker, LEASE, self.clock.now())
         return worker
 
     # -- producers
 
-    def _new(self, data: st.DataObject) -> NewJob:
-        self.births += 1
-        key, ordered = data.draw(KEYS) or (None, False)
-        parents: list[JobId] = []
-        if self.model.rows and data.draw(st.integers(0, 2)) == 0:
-            parents = data.draw(st.lists(st.sampled_from(sorted(self.model.rows)), max_size=2))
+    def _new(self, cargo: Cargo) -> NewJob:
+        self.cargoes += 1
+        known = list(self.model.rows)[::-1]
+        name, room, ordered = cargo.key or (None, 1, False)
         return NewJob(
-            id=JobId(f"{self.births:032x}"),
+            id=JobId(f"{self.cargoes:032x}"),
             task="work",
             args=b"[]",
-            queue=data.draw(QUEUES),
-            priority=data.draw(PRIORITIES),
-            max_attempts=data.draw(st.integers(1, 4)),
-            delay=data.draw(DELAYS),
-            ttl=data.draw(TTLS),
-            key=key,
-            room=1 if ordered else data.draw(st.integers(1, 3)),
+            queue=cargo.queue,
+            priority=cargo.priority,
+            max_attempts=cargo.max_attempts,
+            delay=cargo.delay,
+            ttl=cargo.ttl,
+            key=name,
+            room=room,
             ordered=ordered,
-            unique=data.draw(UNIQUE),
-            after=tuple(parents),
-            on_parent_failure=data.draw(st.sampled_from(["cancel", "continue", "hold"])),
+            unique=cargo.unique,
+            after=tuple(known[back - 1] for back in cargo.parents if back <= len(known)),
+            on_parent_failure=cargo.on_parent_failure,
         )
 
-    @rule(data=st.data(), count=st.sampled_from([1, 1, 2, 4]))
-    def enqueue(self, data: st.DataObject, count: int) -> None:
-        for _ in range(count):
-            job = self._new(data)
-            answers = self.runner.run(self.store.enqueue([job]))
-            expected = self.model.enqueue([job], self.clock.now())
+    @initialize(cargoes=st.lists(CARGOES, min_size=4, max_size=10), apart=st.booleans())
+    def load(self, cargoes: list[Cargo], apart: bool) -> None:
+        self.enqueue(cargoes, apart)
+
+    @rule(cargoes=st.lists(CARGOES, min_size=1, max_size=6), apart=st.booleans())
+    def enqueue(self, cargoes: list[Cargo], apart: bool) -> None:
+        jobs = [self._new(cargo) for cargo in cargoes]
+        batches = [[job] for job in jobs] if apart else [jobs]
+
+        for batch in batches:
+            answers = self.runner.run(self.store.enqueue(batch))
+            expected = self.model.enqueue(batch, self.clock.now())
             assert [(answer.id, answer.duplicate) for answer in answers] == expected
 
     @precondition(lambda self: bool(self.model.rows))
@@ -117,13 +171,7 @@ class Crossing(RuleBasedStateMachine):
 
     # -- workers
 
-    @rule(
-        slot=SLOTS,
-        plan=st.lists(
-            st.builds(Take, QUEUES, st.sampled_from([0, 1]), st.integers(1, 4)), min_size=1, max_size=4
-        ),
-        limit=st.integers(1, 6),
-    )
+    @rule(slot=SLOTS, plan=PLANS, limit=st.integers(1, 8))
     def claim(self, slot: int, plan: list[Take], limit: int) -> None:
         worker = self.workers[slot]
         operation = self.store.claim(worker, plan, limit)
@@ -132,6 +180,7 @@ class Crossing(RuleBasedStateMachine):
         except WorkerGone:
             with pytest.raises(WorkerGone):
                 self.runner.run(operation)
+            self.workers[slot] = self._sign_on(slot)
             return
 
         claimed = self.runner.run(operation)
@@ -147,27 +196,38 @@ class Crossing(RuleBasedStateMachine):
         lanes = {(queue, p): self.model.lane(queue, p) for queue in "ab" for p in (0, 1, 2)}
         assert told == [(*lane, len(rows), rows[0].run_at) for lane, rows in sorted(lanes.items()) if rows]
 
+    @rule(slot=SLOTS, ends=OUTCOMES)
+    def settle(self, slot: int, ends: list[tuple[OutcomeKind, int]]) -> None:
+        """Some of what a worker holds, in one batch."""
+        worker = self.workers[slot]
+        held = self.model.held_by(worker)
+        outcomes = [
+            self._outcome(row.id, row.lease, kind, delay)
+            for row, (kind, delay) in zip(held, ends, strict=False)
+        ]
+
+        answers = self.runner.run(self.store.settle(worker, outcomes))
+
+        assert answers == self.model.settle(worker, outcomes, self.clock.now()) == [True] * len(outcomes)
+
+    @rule(slot=SLOTS, ends=OUTCOMES)
+    def work(self, slot: int, ends: list[tuple[OutcomeKind, int]]) -> None:
+        """Claim and settle, as a worker mostly does."""
+        self.claim(slot, EVERY_LANE, len(ends))
+        self.all_is_well()
+        self.settle(slot, ends)
+
     @precondition(lambda self: bool(self.leased))
-    @rule(data=st.data(), kind=st.sampled_from(OutcomeKind), delay=DELAYS)
-    def settle(self, data: st.DataObject, kind: OutcomeKind, delay: int) -> None:
-        """A lease of any age; the newest are the likeliest, since shrinking prefers the first."""
-        worker, job, lease = data.draw(st.sampled_from(self.leased[::-1]))
-        if data.draw(st.integers(0, 9)) == 9:
-            worker = self.workers[data.draw(SLOTS)]
+    @rule(data=st.data(), slot=SLOTS, kind=st.sampled_from(OutcomeKind), delay=DELAYS)
+    def settle_any_lease(self, data: st.DataObject, slot: int, kind: OutcomeKind, delay: int) -> None:
+        """A lease of any age, by its worker or by one of today's."""
+        worker, job, lease = data.draw(st.sampled_from(self.leased))
+        worker = data.draw(st.sampled_from([worker, self.workers[slot]]))
         outcome = self._outcome(job, lease, kind, delay)
 
         answers = self.runner.run(self.store.settle(worker, [outcome]))
 
         assert answers == self.model.settle(worker, [outcome], self.clock.now())
-
-    @rule(slot=SLOTS, kind=st.sampled_from([*OutcomeKind, OutcomeKind.SUCCEEDED]), delay=DELAYS)
-    def settle_all(self, slot: int, kind: OutcomeKind, delay: int) -> None:
-        """All that a worker holds, one outcome after another."""
-        worker = self.workers[slot]
-        for row in self.model.held_by(worker):
-            outcome = self._outcome(row.id, row.lease, kind, delay)
-            assert self.runner.run(self.store.settle(worker, [outcome])) == [True]
-            self.model.settle(worker, [outcome], self.clock.now())
 
     def _outcome(self, job: JobId, lease: int, kind: OutcomeKind, delay: int) -> Outcome:
         if kind is OutcomeKind.SNOOZED:
@@ -178,9 +238,22 @@ class Crossing(RuleBasedStateMachine):
     def advance(self, milliseconds: int) -> None:
         self.clock.advance(milliseconds / 1000)
 
-    @rule(slot=SLOTS)
-    def heartbeat(self, slot: int) -> None:
+    @rule(slot=SLOTS, event=st.sampled_from(["heartbeat", "rescue", "death", "leave"]))
+    def worker_event(self, slot: int, event: str) -> None:
         worker = self.workers[slot]
+        if event == "heartbeat":
+            self._heartbeat(slot, worker)
+        elif event == "leave":
+            self.runner.run(self.store.leave(worker))
+            self.model.leave(worker, self.clock.now())
+            self.workers[slot] = self._sign_on(slot)
+        else:
+            dead = [worker] if event == "death" else []
+            rescued = self.runner.run(self.store.rescue(dead))
+            expected = self.model.rescue(dead, self.clock.now())
+            assert {r.worker: (r.again, r.dead) for r in rescued} == expected
+
+    def _heartbeat(self, slot: int, worker: WorkerId) -> None:
         operation = self.store.heartbeat(worker, WorkerStatus(), LEASE)
         try:
             self.model.heartbeat(worker, LEASE, self.clock.now())
@@ -192,40 +265,24 @@ class Crossing(RuleBasedStateMachine):
 
         orders = self.runner.run(operation)
 
-        told = {
-            (order.job, self.model.rows[order.job].lease) for order in orders if order.job in self.model.rows
-        }
-        assert told <= self.model.told
-
-    @rule(named=st.sets(SLOTS, max_size=1))
-    def rescue(self, named: set[int]) -> None:
-        dead = [self.workers[slot] for slot in sorted(named)]
-
-        rescued = self.runner.run(self.store.rescue(dead))
-
-        expected = self.model.rescue(dead, self.clock.now())
-        assert {r.worker: (r.again, r.dead) for r in rescued} == expected
-
-    @rule(slot=SLOTS)
-    def leave(self, slot: int) -> None:
-        self.runner.run(self.store.leave(self.workers[slot]))
-        self.model.leave(self.workers[slot], self.clock.now())
-        self.workers[slot] = self._sign_on(slot)
+        rows = self.model.rows
+        assert {(o.job, rows[o.job].lease) for o in orders if o.job in rows} <= self.model.told
 
     # -- people
 
-    def _which(self, data: st.DataObject) -> tuple[Filter, Any]:
+    def _which(self, data: st.DataObject) -> tuple[Filter, Callable[[Row], bool]]:
         """A filter, and the same as a test of the model's rows."""
-        if self.model.rows and data.draw(st.integers(0, 3)) > 0:
+        if data.draw(st.booleans()) and self.model.rows:
             ids = data.draw(st.lists(st.sampled_from(sorted(self.model.rows)), min_size=1, max_size=3))
             return Filter(ids=tuple(dict.fromkeys(ids))), lambda row: row.id in ids
-        queue, state = data.draw(QUEUES), data.draw(st.sampled_from(State))
+        states = data.draw(st.sampled_from([tuple(FINISHED), tuple(PENDING), (State.RUNNING,)]))
+        queue = data.draw(QUEUES)
         return (
-            Filter(queues=(queue,), states=(state,)),
-            lambda row: (row.new.queue, row.state) == (queue, state),
+            Filter(queues=(queue,), states=states),
+            lambda row: row.new.queue == queue and row.state in states,
         )
 
-    @rule(data=st.data(), limit=LIMITS)
+    @rule(data=st.data(), limit=st.sampled_from([1, 2, 50]))
     def cancel(self, data: st.DataObject, limit: int) -> None:
         which, test = self._which(data)
 
@@ -236,7 +293,7 @@ class Crossing(RuleBasedStateMachine):
         assert bool(count) == bool(expected)
         assert count <= expected
 
-    @rule(data=st.data(), limit=LIMITS)
+    @rule(data=st.data(), limit=st.sampled_from([2, 50]))
     def replay(self, data: st.DataObject, limit: int) -> None:
         which, test = self._which(data)
 
@@ -244,7 +301,7 @@ class Crossing(RuleBasedStateMachine):
 
         assert count == self.model.replay(test, limit, self.clock.now())
 
-    @rule(data=st.data(), priority=st.sampled_from([0, 1, 2]), limit=LIMITS)
+    @rule(data=st.data(), priority=st.sampled_from([0, 1, 2]), limit=st.sampled_from([2, 50]))
     def reprioritise(self, data: st.DataObject, priority: int, limit: int) -> None:
         which, test = self._which(data)
 
@@ -260,7 +317,7 @@ class Crossing(RuleBasedStateMachine):
 
         assert count == self.model.delete(test, limit, self.clock.now())
 
-    @rule(queue=QUEUES, paused=st.booleans())
+    @rule(queue=QUEUES, paused=st.sampled_from([False, False, True]))
     def pause(self, queue: str, paused: bool) -> None:
         self.runner.run(self.store.pause([queue], paused))
         (self.model.paused.add if paused else self.model.paused.discard)(queue)

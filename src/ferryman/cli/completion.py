@@ -14,10 +14,15 @@ def completion(shell: str) -> None:
     """Print the completion script of a shell.
 
     \b
-    Put it where the shell finds it:
-      bash   ferryman completion bash > ~/.local/share/bash-completion/completions/ferryman
-      zsh    ferryman completion zsh > ~/.zfunc/_ferryman    (with ~/.zfunc in $fpath, before compinit)
-      fish   ferryman completion fish > ~/.config/fish/completions/ferryman.fish
+    Load it at the start of each shell:
+      bash   eval "$(ferryman completion bash)"             in ~/.bashrc
+      zsh    eval "$(ferryman completion zsh)"              in ~/.zshrc, after compinit
+      fish   ferryman completion fish | source              in ~/.config/fish/config.fish
+
+    \b
+    Or keep it in a file, which makes shells start sooner:
+      bash   ~/.local/share/bash-completion/completions/ferryman
+      fish   ~/.config/fish/completions/ferryman.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None

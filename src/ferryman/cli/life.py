@@ -46,6 +46,9 @@ class Event(NamedTuple):
     """Something that happened to the job."""
 
     at: int
+    attempt: int
+    step: int
+    """With `attempt`, the order of what happened in the same millisecond."""
     text: str
     style: str | None = None
     error: ErrorInfo | None = None
@@ -84,35 +87,33 @@ def show_life(target: Target, id: JobId, full: bool) -> None:
 
 def timeline(history: History) -> list[Event]:
     """What happened, in order of time."""
-    return sorted(_events(history), key=lambda event: event.at)
+    return sorted(_events(history), key=lambda event: event[:3])
 
 
 def _events(history: History) -> Iterator[Event]:
     job = history.job
     lane = f"queue {job.queue}" + (f", priority {job.priority}" if job.priority else "")
-    yield Event(job.enqueued_at, f"enqueued in {lane}")
+    yield Event(job.enqueued_at, 0, 0, f"enqueued in {lane}")
     for attempt in history.attempts:
-        yield Event(attempt.started_at, f"attempt {attempt.number} started on {attempt.worker}")
+        number = attempt.number
+        yield Event(attempt.started_at, number, 0, f"attempt {number} started on {attempt.worker}")
         yield _ended(attempt)
     for note in history.notes:
-        yield Event(note.at, f"note: {note.text}", "cyan")
+        yield Event(note.at, note.attempt, 1, f"note: {note.text}", "cyan")
     if job.state is State.SCHEDULED:
-        yield Event(job.run_at, "may run", "blue")
-    last_is_open = job.state in (State.RUNNING, State.SUCCEEDED)
-    if last_is_open and job.started_at is not None:
-        yield Event(job.started_at, f"attempt {job.attempt} started on {job.worker}")
-    if job.state is State.RUNNING and job.started_at is not None:
-        done = f", {job.progress:.0%} done" if job.progress is not None else ""
-        yield Event(job.started_at, f"running{done}", "yellow")
+        yield Event(job.run_at, job.attempt, 3, "may run", "blue")
+    if job.state in (State.RUNNING, State.SUCCEEDED) and job.started_at is not None:
+        yield Event(job.started_at, job.attempt, 0, f"attempt {job.attempt} started on {job.worker}")
     if job.state in FINISHED and job.finished_at is not None:
-        yield Event(job.finished_at, _end(job), STATE_STYLES[job.state])
+        yield Event(job.finished_at, job.attempt, 4, _end(job), STATE_STYLES[job.state])
 
 
 def _ended(attempt: Attempt) -> Event:
     happened, style = _HAPPENED[attempt.kind]
     cause = attempt.error.cause if attempt.error else attempt.reason
     text = f"attempt {attempt.number} {happened} after {span(attempt.finished_at - attempt.started_at)}"
-    return Event(attempt.finished_at, text + (f": {cause}" if cause else ""), style, attempt.error)
+    text += f": {cause}" if cause else ""
+    return Event(attempt.finished_at, attempt.number, 2, text, style, attempt.error)
 
 
 def _end(job: Job) -> str:

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from ferryman.cli.output import Cell, Column, json_line, number, say, stamps, table
-from ferryman.cli.selection import change, count
+from ferryman.cli.selection import ask, change, count
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
 from ferryman.clock import SystemClock
 from ferryman.job import PENDING, State
@@ -154,7 +154,7 @@ def purge(target: Target, queue: str, yes: bool) -> None:
         raise NotThereError(f"there is no queue {queue!r}; see: ferryman queues")
     which = Filter(queues=(queue,), states=tuple(sorted(PENDING)))
     total = count(target, which)
-    if total and not yes:
-        click.confirm(f"Delete {total:,} jobs of queue {queue!r} for good?", abort=True, err=True)
+    if total:
+        ask(f"Delete {total:,} jobs of queue {queue!r} for good?", yes)
     deleted = change(target, which, total, target.store.delete, "Delete")
     say(f"{deleted:,} jobs deleted")

@@ -16,7 +16,7 @@ from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId
 from ferryman.store.port import Filter
 
-__all__ = ["change", "change_selected", "count", "fetch", "pages", "resolve"]
+__all__ = ["ask", "change", "change_selected", "count", "fetch", "pages", "resolve"]
 
 _BATCH = 1_000
 """Jobs that one operation changes; others get their turn in between."""
@@ -133,7 +133,7 @@ def change_selected(
         jobs = fetch(target, ids)
         named = Filter(ids=tuple(job.id for job in jobs), states=which.states)
         if dangerous:
-            _ask(f"{doing} {_jobs(len(jobs))}?", yes)
+            ask(f"{doing} {_jobs(len(jobs))}?", yes)
         changed = change(target, named, len(jobs), verb, doing)
         say(f"{_jobs(changed)} {done}")
         if changed < len(jobs):
@@ -145,13 +145,15 @@ def change_selected(
         raise click.UsageError("name job ids, or a filter such as --queue or --task, or --all")
     total = count(target, which)
     if total:
-        _ask(f"{doing} {_jobs(total)}?", yes)
+        ask(f"{doing} {_jobs(total)}?", yes)
     say(f"{_jobs(change(target, which, total, verb, doing))} {done}")
 
 
-def _ask(question: str, yes: bool) -> None:
-    if not yes:
-        click.confirm(clean(question), abort=True, err=True)
+def ask(question: str, yes: bool) -> None:
+    """Go on only if the answer is yes; else end with 1."""
+    if not yes and not click.confirm(clean(question), err=True):
+        say("nothing was changed", err=True)
+        click.get_current_context().exit(1)
 
 
 def _jobs(number: int) -> str:

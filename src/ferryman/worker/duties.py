@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from ferryman.clock import millis
 from ferryman.config import RetentionSettings
 from ferryman.errors import StoreError, WorkerGone
-from ferryman.io.operation import Runner
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry, backoff_delay
-from ferryman.store.port import Retention, Store
+from ferryman.store.port import Retention
+from ferryman.worker.desk import Desk
 from ferryman.worker.identity import is_dead_neighbour, place
 from ferryman.worker.member import Held, Member
 
@@ -39,10 +39,11 @@ _DAY = 86_400_000
 class Duties:
     """Knows when what is due. Not thread-safe: it is the supervisor's."""
 
-    def __init__(self, supervisor: Supervisor, store: Store, runner: Runner) -> None:
+    def __init__(self, supervisor: Supervisor, desk: Desk) -> None:
         self._supervisor = supervisor
-        self._store = store
-        self._runner = runner
+        self._desk = desk
+        self._store = desk.store
+        self._runner = desk.runner
         self._here = place()
         self._luck = random.Random()  # noqa: S311
         now = time.monotonic()
@@ -80,7 +81,7 @@ class Duties:
             try:
                 orders = self._runner.run(operation)
             except WorkerGone:
-                supervisor.taken_for_dead()
+                supervisor.begin_anew()
                 return
             for order in orders:
                 supervisor.obey(order)
@@ -111,7 +112,7 @@ class Duties:
         try:
             yield
         except StoreError as error:
-            self._supervisor.store_failed(error)
+            self._desk.fail(error)
 
     # -- executors ---------------------------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class Duties:
                 self._replace(member, f"it has done {member.done} jobs")
         supervisor.crew.relieve(now)
         supervisor.send_suspects()
-        if supervisor.state in ("active", "paused"):
+        if supervisor.status.state != "draining":
             supervisor.crew.fill()
 
     def _check_time(self, member: Member, held: Held, elapsed: float, now: float) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -56,7 +56,7 @@ class InProcessWorker:
         """Its name on the register."""
         return self._supervisor.id
 
-    def __enter__(self) -> InProcessWorker:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import pty
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
     script = (
         "import sys\nfrom ferryman.cli.root import root\n"
         "root.main(['--help'], standalone_mode=False)\n"
-        "print([name for name in sys.modules if name.startswith(('ferryman.cli.', 'rich'))], file=sys.stderr)"
+        "print(sorted(name for name in sys.modules if name.startswith(('ferryman.cli.', 'rich'))), file=sys.stderr)"
     )
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -53,7 +53,7 @@ def test_the_worker_command_imports_nothing_that_draws() -> None:
     script = (
         "import sys\nfrom ferryman.cli.root import root\n"
         "root.main(['worker', '--help'], standalone_mode=False)\n"
-        "print([name for name in sys.modules if name.startswith(('rich', 'asyncio', 'sqlite3'))], file=sys.stderr)"
+        "print([name for name in sys.modules if name.startswith(('rich', 'sqlite3'))], file=sys.stderr)"
     )
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -143,6 +143,14 @@ def test_a_reader_that_goes_away_is_no_error(quay: Quay) -> None:
     assert complaints == b""
 
 
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """^C, and again if it came in the instant before the read, where Python does not notice it."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+
+
 def test_an_interrupt_at_a_question_is_quiet_and_changes_nothing(quay: Quay) -> None:
     quay.enqueue()
     command = [*PROGRAM, "purge", "default"]
@@ -152,7 +160,7 @@ def test_an_interrupt_at_a_question_is_quiet_and_changes_nothing(quay: Quay) -> 
     ) as process:
         assert process.stderr is not None
         question = os.read(process.stderr.fileno(), 1_000)
-        process.send_signal(signal.SIGINT)
+        _interrupt(process)
         rest = process.stderr.read()
 
     assert question.startswith(b"Delete 1 jobs of queue 'default' for good?")

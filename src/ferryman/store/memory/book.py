@@ -163,7 +163,8 @@ def _same_deadline(item: Item) -> bool:
 
 
 def _same_result(item: Item) -> bool:
-    return bool(item[2].result_until == item[0])
+    card = item[2]
+    return bool(card.result_until == item[0] and card.result is not None)
 
 
 def _same_end(item: Item) -> bool:
@@ -332,8 +333,11 @@ class Book:
         return changed
 
     def roll_back(self, *, interrupted: bool) -> None:
-        """Make all as it was before the transaction. An interrupt can strike between any two steps, and so lose
-        items of lines: then all cards stand up again."""
+        """Make all as it was before the transaction.
+
+        What is not an error of our own, such as an interrupt or the end of the memory, can strike between any two
+        steps, and so lose items of lines: then all cards stand up again.
+        """
         touched: list[Card] = []
         deleted = False
         for undo, record, *others in reversed(self.undo):
@@ -355,7 +359,7 @@ class Book:
             self._line_up(card)
             if card.state < _RUNNING:
                 self.expect(card)
-            if card.result_until is not None:
+            if card.result_until is not None and card.result is not None:
                 self.results.push((card.result_until, card.seq, card))
 
 

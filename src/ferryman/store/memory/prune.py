@@ -67,7 +67,7 @@ def _prune_small(book: Book, now: int, retention: Retention) -> None:
     for item in book.results.take_until(now, len(book.cards)):
         card = item[2]
         book.touch(card)
-        card.result = card.result_until = None
+        card.result = None
     for start in [start for start in book.minutes if start < now - retention.stats]:
         book.drop(book.minutes, start)
     gone = [worker for worker in book.workers.values() if worker.gone is not None]

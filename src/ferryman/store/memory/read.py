@@ -138,4 +138,5 @@ def _job(card: Card, now: int, *, body: bool = True) -> Job:
         args=card.args if body else b"",
         options=new.options if body else None,
         result=_result(card, now) if body else None,
+        result_until=card.result_until if body else None,
     )

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from ferryman.clock import Clock
-from ferryman.errors import StoreUnavailable
+from ferryman.errors import FerrymanError, StoreUnavailable
 from ferryman.io.operation import Operation
 from ferryman.store.memory.book import Book
 
@@ -125,7 +125,7 @@ class Desk:
         return bells
 
     def _roll_back(self, error: BaseException) -> None:
-        self._book.roll_back(interrupted=not isinstance(error, Exception))
+        self._book.roll_back(interrupted=not isinstance(error, FerrymanError))
         _seen.set((self._serial, self.version))
 
     # -- waiting -----------------------------------------------------------------------------------

@@ -1,0 +1,174 @@
+"""What a worker says to its store: outcomes, notes and claims, in one transaction whenever there is something
+to say. Batches are whatever has gathered meanwhile; nothing waits for one to fill."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ferryman.errors import StoreError
+from ferryman.io.operation import Operation, Runner
+from ferryman.job import Claim, Outcome, OutcomeKind, WorkerId
+from ferryman.policy.priority import strict_plan
+from ferryman.store.port import Claimed, JobNote, Store, Take, Waker
+
+__all__ = ["MOST_JOBS", "Desk"]
+
+log = logging.getLogger("ferryman.worker")
+
+MOST_JOBS = 2_000
+"""Jobs claimed, and outcomes settled, in one transaction at most."""
+
+_DOUBT = 1.0
+"""Seconds after a vain claim during which a ring is looked into before it is believed: it may be meant for
+workers of other queues."""
+
+_RETRY_FIRST, _RETRY_MOST = 0.1, 2.0
+"""Seconds between tries while the store does not answer."""
+
+
+class Desk:
+    """Keeps what is to be said until it has been said. Not thread-safe: it is the supervisor's."""
+
+    def __init__(self, store: Store, worker: WorkerId) -> None:
+        self.store = store
+        self.runner: Runner = store.runner()
+        self.waker: Waker = store.waker()
+        self.worker = worker
+        self.outcomes: list[Outcome] = []
+        self.notes: list[JobNote] = []
+        self.failed = 0
+        """Attempts that failed."""
+        self.hungry = True
+        """There may be something to claim."""
+        self._lanes: set[tuple[str, int]] = set()
+        self._claims = 0
+        self._vain_claim_at = 0.0
+        self._next_due: float | None = None
+        self._retry_at = 0.0
+        self._retry_delay = 0.0
+
+    def close(self) -> None:
+        """Let go of the bell; the store is not this desk's to close."""
+        self.waker.close()
+
+    # -- when --------------------------------------------------------------------------------------
+
+    def wake_at(self, now: float, *, may_claim: bool) -> float:
+        """When `turn` or `look` should be called next."""
+        if now < self._retry_at:
+            return self._retry_at
+        if self.outcomes or self.notes or (self.hungry and may_claim):
+            return now
+        wake = now + self.waker.poll
+        return wake if self._next_due is None else min(wake, self._next_due)
+
+    def ring(self) -> bool:
+        """The bell was rung. True if orders wait."""
+        self.waker.drain()
+        if time.monotonic() - self._vain_claim_at < _DOUBT:
+            return self._peek()
+        self.hungry = True
+        return False
+
+    def look(self, now: float) -> bool:
+        """Whether a scheduled job's time has come, or the store has changed without a ring. True if orders wait."""
+        if self._next_due is not None and now >= self._next_due:
+            self._next_due = None
+            self.hungry = True
+        elif not self.hungry and now >= self._retry_at:
+            try:
+                return self.waker.changed() and self._peek()
+            except StoreError as error:
+                self.fail(error)
+        return False
+
+    def _peek(self) -> bool:
+        try:
+            signs = self.runner.run(self.store.peek(self.worker))
+        except StoreError as error:
+            self.fail(error)
+            return False
+        self.hungry = self.hungry or signs.work
+        self._expect(signs.next_due, signs.now)
+        return signs.orders
+
+    def _expect(self, due: int | None, now: int) -> None:
+        self._next_due = None if due is None else time.monotonic() + max(0, due - now) / 1000
+
+    # -- what --------------------------------------------------------------------------------------
+
+    def turn(self, room: int) -> Sequence[Claim]:
+        """Say what there is to say, and claim up to `room` jobs. Answers those.
+
+        Raises WorkerGone if this worker was taken for dead: then nothing was said.
+        """
+        if time.monotonic() < self._retry_at:
+            return ()
+        operations: list[Operation[Any]] = []
+        if self.notes:
+            operations.append(self.store.annotate(self.worker, self.notes))
+        outcomes = self.outcomes[:MOST_JOBS]
+        if outcomes:
+            operations.append(self.store.settle(self.worker, outcomes))
+        if room:
+            operations.append(self.store.claim(self.worker, self._plan(room), room))
+        if not operations:
+            return ()
+        try:
+            answers = self.runner.run_all(operations)
+        except StoreError as error:
+            self.fail(error)
+            return ()
+        self._recovered()
+        self.notes.clear()
+        if outcomes:
+            del self.outcomes[: len(outcomes)]
+            self._hear_verdict(outcomes, answers[-2 if room else -1])
+        return self._learn(answers[-1]) if room else ()
+
+    def _plan(self, room: int) -> list[Take]:
+        self._claims += 1
+        return [
+            Take(queue, priority, count)
+            for (queue, priority), count in strict_plan(self._lanes, room, self._claims)
+        ]
+
+    def _learn(self, claimed: Claimed) -> Sequence[Claim]:
+        new_lanes = {(lane.queue, lane.priority) for lane in claimed.lanes} - self._lanes
+        self._lanes |= new_lanes
+        self.hungry = bool(claimed.lanes) and bool(claimed.jobs or new_lanes)
+        if not claimed.jobs and not new_lanes:
+            self._vain_claim_at = time.monotonic()
+        self._expect(claimed.next_due, claimed.now)
+        return claimed.jobs
+
+    def _hear_verdict(self, outcomes: Sequence[Outcome], accepted: Sequence[bool]) -> None:
+        for outcome, kept in zip(outcomes, accepted, strict=True):
+            if not kept:
+                log.warning("job %s: the outcome came after its lease had ended; it is void", outcome.id)
+            elif outcome.kind in (OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED):
+                self.failed += 1
+
+    # -- trouble -----------------------------------------------------------------------------------
+
+    def fail(self, error: StoreError) -> None:
+        """The store did not do its part: keep everything, and try again, sooner at first."""
+        if not self._retry_delay:
+            log.error("the store does not answer, will try again: %s", error)
+        self._retry_delay = min(_RETRY_MOST, self._retry_delay * 2 or _RETRY_FIRST)
+        self._retry_at = time.monotonic() + self._retry_delay
+
+    def _recovered(self) -> None:
+        if self._retry_delay:
+            log.warning("the store answers again")
+            self._retry_delay = 0.0
+
+    def forget(self, worker: WorkerId) -> None:
+        """Start over as another worker: what was to be said about the old one's jobs is void."""
+        self.worker = worker
+        self.outcomes.clear()
+        self.notes.clear()
+        self.hungry = True

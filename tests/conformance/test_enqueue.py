@@ -83,6 +83,14 @@ def test_an_enqueue_repeated_after_the_job_has_finished_does_not_run_it_again(fe
     assert ferry.claim() == []
 
 
+def test_a_duplicate_makes_no_queue_of_its_own(ferry: Ferry) -> None:
+    job = ferry.add()
+
+    ferry.enqueue(new_job(id=job, queue="elsewhere"))
+
+    assert [queue.settings.name for queue in ferry.run(ferry.store.queues())] == ["default"]
+
+
 def test_the_same_id_twice_in_a_batch_is_one_job(ferry: Ferry) -> None:
     job = new_job()
 

@@ -32,6 +32,7 @@ def test_a_failed_attempt_is_recorded_and_the_job_runs_again(ferry: Ferry) -> No
     (attempt,) = ferry.history(job).attempts
     assert (ferry.state(job), ferry.job(job).attempt) == (State.READY, 1)
     assert ferry.job(job).run_at == ferry.clock.now()
+    assert ferry.job(job).started_at == attempt.started_at
     assert (attempt.number, attempt.kind, attempt.worker) == (1, OutcomeKind.RETRY, W1)
     assert (attempt.started_at, attempt.finished_at) == (ferry.clock.now() - 1_500, ferry.clock.now())
     assert attempt.error == BOOM
@@ -88,6 +89,16 @@ def test_a_job_can_be_snoozed_any_number_of_times(ferry: Ferry) -> None:
     assert (ferry.state(job), ferry.job(job).attempt) == (State.SUCCEEDED, 1)
 
 
+def test_a_job_that_succeeds_after_a_snooze_needs_no_reason(ferry: Ferry) -> None:
+    job = ferry.add()
+    ferry.finish_next(OutcomeKind.SNOOZED, delay=1_000, reason="no boat")
+    ferry.clock.advance(1)
+
+    ferry.finish_next()
+
+    assert ferry.job(job).reason is None
+
+
 def test_a_job_that_cancels_itself_says_why(ferry: Ferry) -> None:
     job = ferry.add(max_attempts=5)
 
@@ -121,9 +132,10 @@ def test_a_crash_spends_the_attempt_counts_a_death_and_keeps_the_place(ferry: Fe
     claim = ferry.take()
     ferry.clock.advance(1)
 
-    ferry.settle(claim, OutcomeKind.CRASHED, error=ErrorInfo("Crashed", "signal 9"))
+    ferry.settle(claim, OutcomeKind.CRASHED, error=ErrorInfo("Crashed", "signal 9"), ran_us=400_000)
 
     (attempt,) = ferry.history(first).attempts
+    assert ferry.job(first).started_at == attempt.started_at == ferry.clock.now() - 400
     assert (ferry.state(first), ferry.job(first).attempt, ferry.job(first).deaths) == (State.READY, 1, 1)
     assert (attempt.kind, attempt.error) == (OutcomeKind.CRASHED, ErrorInfo("Crashed", "signal 9"))
     one, two = ferry.claim(2)
@@ -201,15 +213,18 @@ def test_a_rescue_in_the_last_attempt_makes_the_job_dead(ferry: Ferry) -> None:
 
 
 def test_leaving_gives_back_what_is_held_without_a_death(ferry: Ferry) -> None:
+    ready_since = ferry.clock.now()
     job = ferry.add(max_attempts=3)
+    ferry.clock.advance(1)
     ferry.take()
+    ferry.clock.advance(1)
     ferry.register(W2)
 
     ferry.run(ferry.store.leave(W1))
 
     assert (ferry.state(job), ferry.job(job).deaths) == (State.READY, 0)
     again = ferry.take(W2)
-    assert (again.id, again.attempt, again.deaths) == (job, 2, 0)
+    assert (again.id, again.attempt, again.deaths, again.ready_at) == (job, 2, 0, ready_since)
 
 
 @pytest.mark.parametrize(

@@ -260,5 +260,5 @@ def _dead(target: Target, count: int) -> Check:
     if not count:
         return Check("ok", "dead letters", "none")
     worst = target.run(target.store.causes(Filter(states=(State.DEAD,))))[:1]
-    most = f", most of them {worst[0].task}: {worst[0].cause}" if worst else ""
+    most = f", most often {worst[0].task}: {worst[0].cause}" if worst else ""
     return Check("warning", "dead letters", f"{count:,}{most}", "see: ferryman dead causes")

@@ -131,7 +131,9 @@ def cancel(
         which = filter_of({**options, "states": unfinished})
     verb = functools.partial(target.existing.cancel, reason=reason)
     every = every or bool(options["states"])
-    change_selected(target, ids, which, verb, words=("Cancel", "cancelled"), every=every, yes=yes)
+    named = change_selected(target, ids, which, verb, words=("Cancel", "cancelled"), every=every, yes=yes)
+    if any(job.state is State.RUNNING for job in named) or which.states == (State.RUNNING,):
+        say("those that run end when their worker hears of it, with its next heartbeat", err=True)
 
 
 @jobs.command()

@@ -10,7 +10,6 @@ import msgspec
 
 from ferryman.cli.output import (
     STATE_STYLES,
-    ago,
     clean,
     iso,
     job_fields,
@@ -21,7 +20,6 @@ from ferryman.cli.output import (
     value_text,
 )
 from ferryman.cli.target import Target
-from ferryman.clock import SystemClock
 from ferryman.errors import JobNotFound, PayloadError
 from ferryman.job import FINISHED, Attempt, ErrorInfo, History, Job, JobId, OutcomeKind, State
 from ferryman.policy.why import span
@@ -79,10 +77,8 @@ def show_life(target: Target, id: JobId, full: bool) -> None:
     _header(history.job, arguments, result)
     for side in kin:
         _relatives(side)
-    now = SystemClock().now()
     click.echo()
-    for event in timeline(history):
-        _line(event, now, full)
+    _show_events(timeline(history), full)
 
 
 def timeline(history: History) -> list[Event]:
@@ -174,24 +170,31 @@ def _relatives(kin: _Kin) -> None:
         _field("", f"and {len(kin.ids) - _KIN:,} more")
 
 
-def _line(event: Event, now: int, full: bool) -> None:
-    moment = click.style(local_time(event.at), fg="bright_black")
-    relative = click.style(f"{ago(event.at, now):>12}", fg="bright_black")
-    click.echo(f"{moment} {relative}  {click.style(clean(event.text), fg=event.style)}")
-    if event.error is None or not event.error.traceback:
-        return
-    lines = event.error.traceback.rstrip().splitlines()
-    shown = lines if full else _folded(lines)
-    for line in shown:
-        say(f"{'':38}│ {line}", "bright_black")
+def _show_events(events: Sequence[Event], full: bool) -> None:
+    day, folded = "", False
+    for event in events:
+        date, _, time = local_time(event.at).partition(" ")
+        if date != day:
+            say(date, "bright_black")
+            day = date
+        since = "" if event is events[0] else f"+{span(event.at - events[0].at)}"
+        margin = click.style(f"{time} {since:>9}", fg="bright_black")
+        click.echo(f"{margin}  {click.style(clean(event.text), fg=event.style)}")
+        traceback = event.error.traceback.rstrip().splitlines() if event.error else []
+        shown = traceback if full else _where_it_broke(traceback)
+        folded = folded or len(shown) < len(traceback)
+        for line in shown:
+            say(f"{'':24}│ {line}", "bright_black")
+    if folded:
+        say("\nwhole tracebacks: --traceback", "bright_black")
 
 
-def _folded(lines: list[str]) -> list[str]:
-    """The place where it broke: the last frame of a traceback, and its error."""
-    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
-    if not frames or len(lines) - frames[-1] > 8:
-        return [*lines[-4:], "(--traceback shows all)"]
-    return [*lines[frames[-1] :], "(--traceback shows all)"]
+def _where_it_broke(traceback: list[str]) -> list[str]:
+    """The last frame of a traceback; what the error said stands above it already."""
+    frames = [number for number, line in enumerate(traceback) if line.startswith("  File ")]
+    if not frames:
+        return traceback[-3:]
+    return [line for line in traceback[frames[-1] : frames[-1] + 3] if line.startswith("  ")]
 
 
 # -- for programs ----------------------------------------------------------------------------------------

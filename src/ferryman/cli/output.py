@@ -96,14 +96,17 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> No
     except ModuleNotFoundError as error:
         raise MissingExtra('tables need the package rich: pip install "ferryman[cli]"') from error
 
-    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in columns:
+    grid = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold"
+    )
+    for place, column in enumerate(columns):
+        longest = max(len(_text(row[place])) for row in rows)
         grid.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=not column.folds,
             overflow="fold",
-            min_width=12 if column.folds else len(column.title),
+            min_width=max(len(column.title), min(longest, 12) if column.folds else longest),
         )
     for row in rows:
         grid.add_row(*(Text(clean(_text(cell)), cell[1] if isinstance(cell, tuple) else "") for cell in row))
@@ -167,7 +170,8 @@ def when(job: Job, now: int) -> str:
         case State.SCHEDULED:
             return ago(job.run_at, now) if job.run_at > now else "due"
         case State.RUNNING:
-            return f"for {span(now - (job.started_at or now))}"
+            done = "" if job.progress is None else f", {job.progress:.0%}"
+            return f"for {span(now - (job.started_at or now))}{done}"
         case State.READY | State.PARKED | State.WAITING:
             return f"for {span(now - max(job.run_at if job.run_at <= now else 0, job.enqueued_at))}"
         case _:

@@ -53,8 +53,8 @@ class _Entry(NamedTuple):
 _COMMANDS = {
     "worker": _Entry("Run", "worker", "Run the jobs of an app."),
     "enqueue": _Entry("Run", "enqueue", "Store a job."),
-    "demo": _Entry("Run", "demo", "Watch real work go through a queue, with a crash on the way."),
-    "bench": _Entry("Run", "bench", "Measure this machine, beside the floors of its store."),
+    "demo": _Entry("Run", "demo.command", "Watch real work go through a queue, with a crash on the way."),
+    "bench": _Entry("Run", "bench.command", "Measure this machine, beside the floors of its store."),
     "queues": _Entry("Look", "queues", "Show the queues and how many jobs they hold."),
     "jobs": _Entry("Look", "jobs", "List, show, cancel, retry, delete and wait for jobs."),
     "dead": _Entry("Look", "dead", "List, show, replay, edit and purge dead letters."),

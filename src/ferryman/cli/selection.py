@@ -122,11 +122,12 @@ def change_selected(
     every: bool,
     yes: bool,
     dangerous: bool = False,
-) -> None:
+) -> list[Job]:
     """Do something to the jobs that were named, or after a question to those that match.
 
     `words` say what is done: ``("Cancel", "cancelled")``. `every` allows a filter that means all jobs;
     what is `dangerous` is asked about for named jobs too. Ends with 1 if a named job was left as it was.
+    Answers the named jobs as they were.
     """
     doing, done = words
     if ids:
@@ -140,13 +141,14 @@ def change_selected(
             left = ", ".join(f"{job.id} is {job.state.label}" for job in jobs[:5])
             say(f"{_jobs(len(jobs) - changed)} left as they were: {left}", err=True)
             click.get_current_context().exit(1)
-        return
+        return jobs
     if not every and msgspec.structs.replace(which, states=()) == Filter():
         raise click.UsageError("name job ids, or a filter such as --queue or --task, or --all")
     total = count(target, which)
     if total:
         ask(f"{doing} {_jobs(total)}?", yes)
     say(f"{_jobs(change(target, which, total, verb, doing))} {done}")
+    return []
 
 
 def ask(question: str, yes: bool) -> None:

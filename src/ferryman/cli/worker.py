@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ferryman.cli.params import duration
-from ferryman.cli.target import Target, on_store, pass_target
+from ferryman.cli.target import Target, pass_target
 
 __all__ = ["worker"]
 
@@ -37,10 +37,17 @@ __all__ = ["worker"]
     default="INFO",
     show_default=True,
 )
-@on_store
+@click.option("--url", metavar="URL", help="The store, for an app whose code names none.")
 @pass_target
 def worker(
-    target: Target, /, app: str, queues: str | None, reload: bool, log_level: str, **overrides: Any
+    target: Target,
+    /,
+    app: str,
+    queues: str | None,
+    reload: bool,
+    log_level: str,
+    url: str | None,
+    **overrides: Any,
 ) -> None:
     """Run the jobs of an app: MODULE:ATTR names the variable that holds it.
 
@@ -55,9 +62,10 @@ def worker(
     """
     from ferryman.worker.main import WorkerStart, run_worker
 
-    if target.url is not None:
+    url = url or target.url
+    if url is not None:
         # Executors are processes of their own and read their settings themselves.
-        os.environ["FERRYMAN_URL"] = target.url
+        os.environ["FERRYMAN_URL"] = url
     names = None if queues is None else tuple(name.strip() for name in queues.split(",") if name.strip())
     if names == ():
         raise click.UsageError("--queues names no queue; leave it out to serve all")

@@ -388,7 +388,7 @@ class Work(Protocol):
         ...
 
     def leave(self, worker: WorkerId) -> Operation[None]:
-        """Take a worker off the register. What it still holds is released as CRASHED would be, without a death."""
+        """Take a worker off the register. What it still holds is settled as CRASHED, without counting a death."""
         ...
 
     def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
@@ -402,7 +402,7 @@ class Work(Protocol):
     def prune(self, retention: Retention, limit: int) -> Operation[int]:
         """Delete up to `limit` finished jobs, and old statistics, workers, locks and values, whose time is over
         or that are too many, the oldest first. Jobs that an unfinished job waits for, or whose result
-        an unfinished child will want, stay. Answers how many jobs were deleted."""
+        an unfinished child will want, stay. A unique key that is taken for a period outlives its job. Answers how many jobs were deleted."""
         ...
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:
@@ -456,7 +456,8 @@ class Steering(Protocol):
     def cancel(
         self, which: Filter, limit: int, reason: str | None = None
     ) -> Operation[int]:
-        """Cancel jobs: pending ones now; for running ones their worker gets an order, once for each lease.
+        """Cancel jobs: pending ones now; for running ones their worker gets an order, once for each lease, which
+        is void when that lease has ended before it is read.
         Finished ones are not counted. Children are told as by a settle."""
         ...
 

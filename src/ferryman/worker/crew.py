@@ -202,14 +202,18 @@ class Crew:
         outcomes: list[Outcome] = []
         for job in lost:
             claim = job.claim
-            if not job.started:
+            if claim.id in member.cancelling:
+                reason_asked = member.cancelling[claim.id][1]
+                outcomes.append(
+                    Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=reason_asked)
+                )
+            elif not job.started:
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.RELEASED))
             elif claim.id in member.doomed:
                 outcomes.append(member.doomed[claim.id])
             elif reason is None and not member.doomed:
-                error = ErrorInfo(
-                    "ExecutorDied", f"its executor (pid {member.launched.pid}) died while it ran"
-                )
+                # The first line groups dead letters by cause, so the process stands in the second.
+                error = ErrorInfo("ExecutorDied", f"its executor died while it ran\n(process {member.launched.pid})")
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CRASHED, job.ran_us, error=error))
             else:
                 outcomes.append(

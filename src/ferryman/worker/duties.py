@@ -165,13 +165,17 @@ class Duties:
             if held.max_memory is not None and taken > held.max_memory:
                 error = ErrorInfo(
                     "MemoryLimit",
-                    f"its executor took {taken} MiB, more than the {held.max_memory} MiB that the task may; it was killed",
+                    f"its executor took more than the {held.max_memory} MiB that the task may, and was killed\n"
+                    f"(it took {taken} MiB)",
                 )
                 self._doom(member, held, error, elapsed)
         if most and taken > 2 * most and running and not member.doomed:
             # It grows faster than it can be drained: whoever runs longest is the likeliest culprit.
             held, elapsed = max(running, key=lambda each: each[1])
-            error = ErrorInfo("MemoryLimit", f"its executor took {taken} MiB, twice the {most} MiB allowed")
+            error = ErrorInfo(
+                "MemoryLimit",
+                f"its executor took more than twice the {most} MiB allowed, and was killed\n(it took {taken} MiB)",
+            )
             self._doom(member, held, error, elapsed)
         elif most and taken > most:
             self._replace(member, f"it takes {taken} MiB")

@@ -21,6 +21,18 @@ def test_a_named_job_is_cancelled_without_a_question(quay: Quay) -> None:
     assert quay.job(job).reason == "not needed"
 
 
+def test_a_running_job_is_cancelled_through_its_worker(quay: Quay) -> None:
+    worker = quay.start_worker()
+    job = quay.enqueue()
+    quay.claim(worker)
+
+    result = quay.ferryman("jobs", "cancel", job)
+
+    orders = quay.run(quay.app.store.heartbeat(worker, WorkerStatus(), 60_000))
+    assert [(order.kind, order.job) for order in orders] == [("cancel", job)]
+    assert "end when their worker hears of it" in result.stderr
+
+
 def test_jobs_of_a_filter_are_cancelled_after_a_yes(quay: Quay) -> None:
     for _ in range(3):
         quay.enqueue(queue="email")

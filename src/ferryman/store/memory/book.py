@@ -8,7 +8,7 @@ rolling back a card puts it into its line again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -117,7 +117,7 @@ class Worker(msgspec.Struct, eq=False):
     registered_at: int
     seen_at: int
     lease_until: int
-    gone: Any = None
+    gone: Literal["stopped", "dead"] | None = None
     running: dict[JobId, Card] = {}
     """Hints: see `holding`."""
     orders: tuple[tuple[Order, int], ...] = ()
@@ -129,6 +129,19 @@ class Worker(msgspec.Struct, eq=False):
         mine = self.info.id
         held = [card for card in self.running.values() if card.state is _RUNNING and card.worker == mine]
         return sorted(held, key=lambda card: card.seq)
+
+    def standing_orders(self, cards: dict[JobId, Card]) -> list[Order]:
+        """Orders not fetched yet, but for those to cancel a lease that is over: the job may run under another."""
+        return [order for order, lease in self.orders if not lease or self._holds(cards, order.job, lease)]
+
+    def _holds(self, cards: dict[JobId, Card], job: JobId | None, lease: int) -> bool:
+        card = None if job is None else cards.get(job)
+        return (
+            card is not None
+            and card.state is _RUNNING
+            and card.lease == lease
+            and card.worker == self.info.id
+        )
 
 
 class Minute(msgspec.Struct, eq=False):

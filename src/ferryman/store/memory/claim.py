@@ -47,7 +47,8 @@ def peek(book: Book, now: int, worker: WorkerId) -> Signs:
     due = _next_due(book)
     late = book.deadlines.head()
     work = bool(_lanes_of(book, record)) or (due is not None and due <= now)
-    return Signs(work or (late is not None and late[0] <= now), due, bool(record.orders), now)
+    orders = bool(record.standing_orders(book.cards))
+    return Signs(work or (late is not None and late[0] <= now), due, orders, now)
 
 
 def find_worker(book: Book, worker: WorkerId) -> Worker:

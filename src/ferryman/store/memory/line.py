@@ -75,10 +75,6 @@ class Line:
             self.take()
             yield head
 
-    def clear(self) -> None:
-        self._in_order.clear()
-        self._strays.clear()
-
     def _sweep(self) -> None:
         self._in_order = deque(item for item in self._in_order if self._is_valid(item))
         self._strays = [item for item in self._strays if self._is_valid(item)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind, State, WorkerId
 from ferryman.store.memory.book import Book, Worker
@@ -27,18 +28,9 @@ def heartbeat(book: Book, now: int, worker: WorkerId, status: WorkerStatus, leas
     record = find_worker(book, worker)
     book.touch(record)
     record.status, record.seen_at, record.lease_until = status, now, now + lease
-    orders, record.orders = record.orders, ()
-    return [order for order, lease in orders if not lease or _is_running(book, record, order, lease)]
-
-
-def _is_running(book: Book, worker: Worker, order: Order, lease: int) -> bool:
-    """Whether the lease that is to be cancelled still is: the job may run again, under another."""
-    card = None if order.job is None else book.cards.get(order.job)
-    return (
-        card is not None
-        and card.state is State.RUNNING
-        and (card.lease, card.worker) == (lease, worker.info.id)
-    )
+    orders = record.standing_orders(book.cards)
+    record.orders = ()
+    return orders
 
 
 def leave(book: Book, now: int, worker: WorkerId) -> None:
@@ -89,7 +81,7 @@ def _take_back(
     return again, died
 
 
-def _strike_off(book: Book, worker: Worker, gone: str) -> None:
+def _strike_off(book: Book, worker: Worker, gone: Literal["stopped", "dead"]) -> None:
     book.touch(worker)
     worker.gone = gone
     worker.orders = ()

@@ -25,7 +25,7 @@ _WORKER = "SELECT id, queues FROM worker WHERE name = ? AND gone IS NULL"
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """
 SELECT j.seq, j.id, t.name, j.lease + 1, j.attempt + 1, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
-    b.args, b.options, j.key, j.deadline, j.flags, j.tag
+    b.args, b.options, j.key, j.deadline, j.flags, j.tag, b.reason
 FROM job j INDEXED BY job_ready JOIN body b ON b.seq = j.seq JOIN task t ON t.id = j.task
 WHERE j.state = 2 AND j.lane = ? ORDER BY j.tag, j.seq LIMIT ?
 """
@@ -110,6 +110,8 @@ def _take(
             late.append((seq, id_, lane, State.READY, row[13], key))
             continue
         leased.append(seq)
+        if row[15] is not None:
+            yield Query("UPDATE body SET reason = NULL WHERE seq = ?", (seq,))
         if row[13] & FLAG.UNIQUE_START:
             starts_unique.append(seq)
         jobs.append(

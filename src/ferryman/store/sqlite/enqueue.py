@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import msgspec
 from ferryman.errors import QueueFull, UnknownParent
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Conflict, Many, Query
-from ferryman.job import FINISHED, JobId, NewJob, State
+from ferryman.job import FINISHED, PENDING, JobId, NewJob, State
 from ferryman.store.port import Enqueued
 from ferryman.store.sqlite.finish import Finished, cancel_pending, let_go
 from ferryman.store.sqlite.ledger import STAT, Ledger, ids_param
@@ -27,8 +26,7 @@ from ferryman.store.sqlite.schema import FLAG
 __all__ = ["enqueue"]
 
 _PLACE = """
-SELECT l.id, q.max_size, q.overflow, q.fair,
-    (SELECT id FROM task WHERE name = ?3), (SELECT ifnull(max(seq), 0) + 1 FROM job)
+SELECT l.id, (SELECT id FROM task WHERE name = ?3), (SELECT ifnull(max(seq), 0) + 1 FROM job), q.fair, q.max_size
 FROM (SELECT 1) LEFT JOIN lane l ON l.queue = ?1 AND l.priority = ?2 LEFT JOIN queue q ON q.name = ?1
 """
 
@@ -52,20 +50,25 @@ _PARENT = "SELECT state FROM job WHERE id = ?"
 class _Place(NamedTuple):
     """Where a run of jobs goes."""
 
-    lane: int
-    task: int
+    lane: int | None
+    task: int | None
     first_seq: int
-    fair: bool
+    fair: int | None
+    max_size: int | None
 
 
 def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
     ledger = Ledger(now)
-    yield from _keep_bounds(ledger, jobs)
     answers: list[Enqueued] = []
+    within_bounds: set[str] = set()
     # Jobs of this batch that are duplicates: their children wait for the job that stands for them.
     stands_for: dict[JobId, JobId] = {}
     for run in _runs(jobs):
-        place = yield from _place(run[0])
+        queue = run[0].queue
+        place = yield from _look_up(run[0])
+        if place.max_size is not None and queue not in within_bounds:
+            yield from _keep_bound(ledger, queue, [job.id for job in jobs if job.queue == queue])
+            within_bounds.add(queue)
         if place.fair or not _is_plain(run[0]):
             yield from _enqueue_each(ledger, run, answers, stands_for)
             continue
@@ -98,8 +101,14 @@ def _is_plain(job: NewJob) -> bool:
     return not (job.key is not None or job.unique or job.after or job.tags)
 
 
-def _place(job: NewJob) -> Requests[_Place]:
-    ((lane, _, _, fair, task, seq),) = yield Query(_PLACE, (job.queue, job.priority, job.task))
+def _look_up(job: NewJob) -> Requests[_Place]:
+    ((lane, task, seq, fair, max_size),) = yield Query(_PLACE, (job.queue, job.priority, job.task))
+    return _Place(lane, task, seq, fair, max_size)
+
+
+def _settle_in(job: NewJob, place: _Place) -> Requests[tuple[int, int]]:
+    """The numbers of the job's lane and task, which are made if they are new."""
+    lane, task = place.lane, place.task
     if lane is None:
         ((lane,),) = yield Query(
             "INSERT INTO lane (queue, priority) VALUES (?, ?) RETURNING id", (job.queue, job.priority)
@@ -107,11 +116,12 @@ def _place(job: NewJob) -> Requests[_Place]:
         yield Query("INSERT INTO queue (name) VALUES (?) ON CONFLICT DO NOTHING", (job.queue,))
     if task is None:
         ((task,),) = yield Query("INSERT INTO task (name) VALUES (?) RETURNING id", (job.task,))
-    return _Place(lane, task, seq, bool(fair))
+    return lane, task
 
 
 def _insert_plain(ledger: Ledger, run: Sequence[NewJob], place: _Place) -> Requests[None]:
     job = run[0]
+    lane, task = yield from _settle_in(job, place)
     run_at = _run_at(job, ledger.now)
     state = State.SCHEDULED if run_at > ledger.now else State.READY
     ids = bytes.fromhex("".join([job.id for job in run]))
@@ -120,7 +130,7 @@ def _insert_plain(ledger: Ledger, run: Sequence[NewJob], place: _Place) -> Reque
     yield Query(
         _INSERT_JOBS,
         (
-            place.first_seq, ids, place.lane, place.task, int(state), 0, job.max_attempts, ledger.now, run_at,
+            place.first_seq, ids, lane, task, int(state), 0, job.max_attempts, ledger.now, run_at,
             _deadline(job, ledger.now), None, None, None, None, 0.0, spans,
         ),
     )  # fmt: skip
@@ -128,8 +138,8 @@ def _insert_plain(ledger: Ledger, run: Sequence[NewJob], place: _Place) -> Reque
         _INSERT_BODIES,
         (place.first_seq, b"".join([job.args for job in run]), job.options, job.tenant, None, spans),
     )
-    ledger.move(place.lane, None, state, len(run))
-    ledger.note(place.lane, place.task, STAT.ENQUEUED, count=len(run))
+    ledger.move(lane, None, state, len(run))
+    ledger.note(lane, task, STAT.ENQUEUED, count=len(run))
 
 
 def _run_at(job: NewJob, now: int) -> int:
@@ -161,7 +171,8 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
     if holder is not None:
         return Enqueued(holder, duplicate=True)
     missing, failed_parent = yield from _look_at_parents(job)
-    place = yield from _place(job)
+    place = yield from _look_up(job)
+    lane, task = yield from _settle_in(job, place)
     seq = place.first_seq
     run_at = _run_at(job, ledger.now)
     flags = _flags(job)
@@ -180,11 +191,11 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
             else:
                 state = State.PARKED
     if place.fair and state is State.READY:
-        tag = yield from next_tag((yield from ledger.lane(place.lane)), job.tenant)
+        tag = yield from next_tag((yield from ledger.lane(lane)), job.tenant)
     yield Query(
         _INSERT_JOBS,
         (
-            seq, bytes.fromhex(job.id), place.lane, place.task, int(state), flags, job.max_attempts, ledger.now,
+            seq, bytes.fromhex(job.id), lane, task, int(state), flags, job.max_attempts, ledger.now,
             run_at, _deadline(job, ledger.now), job.key, None if job.key is None else job.room,
             None if job.key is None else _rank(job), missing or None, tag, "[0]",
         ),
@@ -192,15 +203,15 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
     tags = json.dumps(job.tags) if job.tags else None
     span = str([1 << 32 | len(job.args)])
     yield Query(_INSERT_BODIES, (seq, job.args, job.options, job.tenant, tags, span))
-    ledger.move(place.lane, None, state)
-    ledger.note(place.lane, place.task, STAT.ENQUEUED)
+    ledger.move(lane, None, state)
+    ledger.note(lane, task, STAT.ENQUEUED)
     yield from _remember(ledger, job, seq)
     if failed_parent is not None:
         reason = f"parent {failed_parent} did not succeed"
         id_ = bytes.fromhex(job.id)
         yield from let_go(
             ledger,
-            [(yield from cancel_pending(ledger, seq, id_, place.lane, state, flags, job.key, reason))],
+            [(yield from cancel_pending(ledger, seq, id_, lane, state, flags, job.key, reason))],
         )
     return Enqueued(job.id)
 
@@ -292,27 +303,21 @@ def _rank(job: NewJob) -> int:
 # -- bounds ----------------------------------------------------------------------------------------
 
 
-def _keep_bounds(ledger: Ledger, jobs: Sequence[NewJob]) -> Requests[None]:
-    """Refuse the batch if a bounded queue has no room for it, or make room, as the queue's rule says."""
-    for queue, arriving in Counter([job.queue for job in jobs]).items():
-        bound = yield Query(
-            "SELECT max_size, overflow FROM queue WHERE name = ? AND max_size IS NOT NULL", (queue,)
-        )
-        if not bound:
-            continue
-        ((max_size, overflow),) = bound
-        ((pending,),) = yield Query(
-            "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
-        )
-        excess = pending + arriving - max_size
-        if excess > 0:
-            # A producer that repeats an enqueue must not be refused what is stored already.
-            excess -= yield from _count_known([job.id for job in jobs if job.queue == queue])
-        if excess <= 0:
-            continue
-        if overflow != "drop_oldest" or arriving > max_size:
-            raise QueueFull(queue, max_size)
-        yield from _drop_oldest(ledger, queue, excess)
+def _keep_bound(ledger: Ledger, queue: str, ids: Sequence[JobId]) -> Requests[None]:
+    """Refuse the batch if a bounded queue has no room for these jobs, or make room, as the queue's rule says."""
+    ((max_size, overflow),) = yield Query("SELECT max_size, overflow FROM queue WHERE name = ?", (queue,))
+    ((pending,),) = yield Query(
+        "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
+    )
+    excess = pending + len(ids) - max_size
+    if excess > 0:
+        # A producer that repeats an enqueue must not be refused what is stored already.
+        excess -= yield from _count_known(ids)
+    if excess <= 0:
+        return
+    if overflow != "drop_oldest" or len(ids) > max_size:
+        raise QueueFull(queue, max_size)
+    yield from _drop_oldest(ledger, queue, excess)
 
 
 def _count_known(ids: Sequence[JobId]) -> Requests[int]:
@@ -323,23 +328,20 @@ def _count_known(ids: Sequence[JobId]) -> Requests[int]:
     return int(known)
 
 
-_OLDEST = """
-SELECT seq, id, lane, state, flags, key FROM job
-WHERE state = {state} AND lane IN (SELECT id FROM lane WHERE queue = ?) ORDER BY seq LIMIT ?
-"""
-
-_OLDEST_PENDING = [
-    _OLDEST.format(state=int(state)) for state in (State.READY, State.SCHEDULED, State.PARKED, State.WAITING)
+# One for each state, by the index of that state.
+_OLDEST = [
+    "SELECT seq, id, lane, state, flags, key FROM job"  # noqa: S608
+    f" WHERE state = {int(state)} AND lane IN (SELECT id FROM lane WHERE queue = ?) ORDER BY seq LIMIT ?"
+    for state in sorted(PENDING)
 ]
 
 
 def _drop_oldest(ledger: Ledger, queue: str, count: int) -> Requests[None]:
     reason = f"dropped: queue {queue} was full"
-    for query in _OLDEST_PENDING:
-        dropped: list[Finished] = []
-        for seq, id_, lane, state, flags, key in (yield Query(query, (queue, count))):
-            dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
-        yield from let_go(ledger, dropped)
-        count -= len(dropped)
-        if count <= 0:
-            return
+    rows: list[Any] = []
+    for query in _OLDEST:
+        rows += yield Query(query, (queue, count))
+    dropped: list[Finished] = []
+    for seq, id_, lane, state, flags, key in sorted(rows)[:count]:
+        dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
+    yield from let_go(ledger, dropped)

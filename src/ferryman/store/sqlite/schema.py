@@ -181,7 +181,12 @@ CREATE TABLE worker (
 CREATE INDEX worker_alive ON worker (lease_until) WHERE gone IS NULL;
 
 CREATE TABLE worker_order (
-    id INTEGER PRIMARY KEY, worker INTEGER NOT NULL, kind TEXT NOT NULL, job BLOB, reason TEXT
+    id INTEGER PRIMARY KEY,
+    worker INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    job BLOB,
+    lease INTEGER,                          -- of the job, when the order was left
+    reason TEXT
 );
 CREATE INDEX worker_order_of ON worker_order (worker);
 

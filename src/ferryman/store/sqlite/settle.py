@@ -30,8 +30,13 @@ WHERE j.state = 4 AND j.worker = (SELECT id FROM worker WHERE name = ?3)
 
 _MEASURED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED})
 
-_MAX_NOTES = 1_000
+_MAX_ATTEMPTS = _MAX_NOTES = 1_000
 _MAX_NOTE = 4_000
+
+
+_FORGET_OLDEST = """
+DELETE FROM {0} WHERE seq = ?1 AND id <= (SELECT id FROM {0} WHERE seq = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)
+"""
 
 
 class Leased(NamedTuple):
@@ -96,8 +101,8 @@ def settle(now: int, worker: WorkerId, outcomes: Sequence[Outcome]) -> Requests[
     return accepted
 
 
-def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome) -> Requests[State]:
-    """Carry out an outcome other than success. Answers where the job went."""
+def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1) -> Requests[State]:
+    """Carry out an outcome other than success. Answers where the job went. `deaths` is what a crash counts for."""
     kind = outcome.kind
     started = ledger.now - outcome.ran_us // 1000
     if kind in _MEASURED:
@@ -117,8 +122,12 @@ def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome) -> Requests[Sta
         case OutcomeKind.RETRY if job.attempt < job.max_attempts:
             yield Query("UPDATE job SET started_at = ? WHERE seq = ?", (started, job.seq))
             return (yield from _put_off(ledger, job, outcome.delay, attempt=job.attempt))
-        case OutcomeKind.CRASHED if job.attempt < job.max_attempts and job.deaths + 1 < MAX_DEATHS:
-            return (yield from _run_again(ledger, job))
+        case OutcomeKind.CRASHED if job.attempt < job.max_attempts and job.deaths + deaths < MAX_DEATHS:
+            return (yield from _run_again(ledger, job, job.deaths + deaths, started))
+        case OutcomeKind.CRASHED:
+            yield Query("UPDATE job SET deaths = ? WHERE seq = ?", (job.deaths + deaths, job.seq))
+            yield from _die(ledger, job, outcome, started)
+            return State.DEAD
         case _:
             yield from _die(ledger, job, outcome, started)
             return State.DEAD
@@ -134,8 +143,10 @@ def _release(ledger: Ledger, job: Leased) -> Requests[State]:
     return State.READY
 
 
-def _run_again(ledger: Ledger, job: Leased) -> Requests[State]:
-    yield Query("UPDATE job SET state = 2, deaths = deaths + 1 WHERE seq = ?", (job.seq,))
+def _run_again(ledger: Ledger, job: Leased, deaths: int, started: int) -> Requests[State]:
+    yield Query(
+        "UPDATE job SET state = 2, deaths = ?, started_at = ? WHERE seq = ?", (deaths, started, job.seq)
+    )
     ledger.move(job.lane, State.RUNNING, State.READY)
     return State.READY
 
@@ -166,8 +177,6 @@ def _die(ledger: Ledger, job: Leased, outcome: Outcome, started: int) -> Request
     )
     yield from _finish(ledger, job, State.DEAD, reason, started)
     ledger.note(job.lane, job.task, STAT.DEAD)
-    if outcome.kind is OutcomeKind.CRASHED:
-        yield Query("UPDATE job SET deaths = deaths + 1 WHERE seq = ?", (job.seq,))
 
 
 def _finish(ledger: Ledger, job: Leased, state: State, reason: str | None, started: int) -> Requests[None]:
@@ -192,6 +201,8 @@ def _record_attempt(ledger: Ledger, job: Leased, outcome: Outcome, started: int)
             None if error is None else _encode(error), outcome.reason,
         ),
     )  # fmt: skip
+    if job.lease > _MAX_ATTEMPTS:
+        yield Query(_FORGET_OLDEST.format("attempt"), (job.seq, _MAX_ATTEMPTS))
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo:
@@ -218,8 +229,4 @@ def annotate(now: int, worker: WorkerId, notes: Sequence[JobNote]) -> Requests[N
                 "INSERT INTO note (seq, at, attempt, text) VALUES (?, ?, ?, ?)",
                 (seq, now, row[7], note.text[:_MAX_NOTE]),
             )
-            yield Query(
-                "DELETE FROM note WHERE seq = ?1 AND id <="
-                " (SELECT id FROM note WHERE seq = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-                (seq, _MAX_NOTES),
-            )
+            yield Query(_FORGET_OLDEST.format("note"), (seq, _MAX_NOTES))

@@ -23,6 +23,12 @@ _PENDING = tuple(sorted(PENDING))
 
 
 def declare(queues: Sequence[QueueSettings]) -> Requests[None]:
+    # In a queue that is fair no more, those with tags shall not wait behind all that come without.
+    yield Query(
+        "UPDATE job SET tag = 0 WHERE state = 2 AND lane IN (SELECT l.id FROM lane l JOIN queue q ON q.name = l.queue"
+        " WHERE q.fair AND q.name IN (SELECT value FROM json_each(?)))",
+        (json.dumps([queue.name for queue in queues if not queue.fair]),),
+    )
     yield Many(
         "INSERT INTO queue (name, fair, weights, max_size, overflow) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET fair = excluded.fair, weights = excluded.weights, max_size = excluded.max_size,"
@@ -167,13 +173,16 @@ def delete(now: int, which: Filter, limit: int) -> Requests[int]:
             )
             state = State.CANCELLED
         gone.append((seq, id_, lane, state, flags))
+    seqs = seqs_param([row[0] for row in gone])
+    yield Query("DELETE FROM unique_key WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
     yield from erase(ledger, gone)
     yield from ledger.close()
     return len(gone)
 
 
 def erase(ledger: Ledger, rows: Sequence[tuple[int, bytes, int, int, int]]) -> Requests[None]:
-    """Delete finished jobs (seq, id, lane, state, flags) with all that other tables know of them."""
+    """Delete finished jobs (seq, id, lane, state, flags) with all that other tables know of them, save a unique key
+    that is taken for a period: it outlives its job."""
     seqs = seqs_param([row[0] for row in rows])
     for statement in _ERASE:
         yield Query(statement, (seqs,))
@@ -187,7 +196,6 @@ _ERASE = [
         ("attempt", "seq"),
         ("note", "seq"),
         ("parent", "child"),
-        ("unique_key", "seq"),
         ("body", "seq"),
         ("job", "seq"),
     )

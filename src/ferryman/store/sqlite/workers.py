@@ -52,10 +52,11 @@ def heartbeat(now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> R
         (_encode(status), now, now + lease, worker_id),
     )
     orders = yield Query(
-        "SELECT kind, job, reason FROM worker_order WHERE worker = ? ORDER BY id", (worker_id,)
+        "SELECT kind, job, reason FROM worker_order o WHERE worker = ? AND (job IS NULL OR EXISTS"
+        " (SELECT 1 FROM job j WHERE j.id = o.job AND j.state = 4 AND j.lease = o.lease)) ORDER BY id",
+        (worker_id,),
     )
-    if orders:
-        yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))
+    yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))
     return [Order(kind, None if job is None else JobId(job.hex()), reason) for kind, job, reason in orders]
 
 
@@ -65,7 +66,7 @@ def leave(now: int, worker: WorkerId) -> Requests[None]:
         ledger = Ledger(now)
         ((worker_id,),) = found
         error = ErrorInfo("WorkerLeft", f"worker {worker} left before the job was done")
-        yield from _take_back(ledger, worker_id, error, OutcomeKind.RETRY)
+        yield from _take_back(ledger, worker_id, error, deaths=0)
         yield from _strike_off(worker_id, GONE["stopped"])
         yield from ledger.close()
 
@@ -83,7 +84,7 @@ def rescue(now: int, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
     rescued: list[Rescued] = []
     for worker_id, name in workers:
         error = ErrorInfo("WorkerLost", f"worker {name} died")
-        again, died = yield from _take_back(ledger, worker_id, error, OutcomeKind.CRASHED)
+        again, died = yield from _take_back(ledger, worker_id, error, deaths=1)
         yield from _strike_off(worker_id, GONE["dead"])
         rescued.append(Rescued(WorkerId(name), again, died))
     yield from ledger.close()
@@ -106,22 +107,21 @@ def leave_orders(workers: Sequence[int], order: Order) -> Requests[None]:
     """Leave an order for workers to find with their next heartbeat."""
     job = None if order.job is None else bytes.fromhex(order.job)
     yield Many(
-        "INSERT INTO worker_order (worker, kind, job, reason) VALUES (?, ?, ?, ?)",
+        "INSERT INTO worker_order (worker, kind, job, lease, reason)"
+        " VALUES (?1, ?2, ?3, (SELECT lease FROM job WHERE id = ?3), ?4)",
         [(worker, order.kind, job, order.reason) for worker in workers],
     )
 
 
-def _take_back(
-    ledger: Ledger, worker_id: int, error: ErrorInfo, kind: OutcomeKind
-) -> Requests[tuple[int, int]]:
+def _take_back(ledger: Ledger, worker_id: int, error: ErrorInfo, *, deaths: int) -> Requests[tuple[int, int]]:
     """Settle all running jobs of a worker. Answers how many will run again, and how many died."""
     rows: list[Any] = yield Query(_RUNNING, (worker_id,))
     again = died = 0
     for row in rows:
         job = Leased(*row[:13])
         ran_us = max(0, ledger.now - row[13]) * 1000
-        outcome = Outcome(JobId(job.id.hex()), job.lease, kind, ran_us=ran_us, error=error)
-        state = yield from settle_leased(ledger, job, outcome)
+        outcome = Outcome(JobId(job.id.hex()), job.lease, OutcomeKind.CRASHED, ran_us=ran_us, error=error)
+        state = yield from settle_leased(ledger, job, outcome, deaths)
         if state is State.DEAD:
             died += 1
         else:

@@ -5,7 +5,7 @@ Everything that most programs need can be imported from here. Start with `Ferrym
 
 from ferryman.codec import Codec, JsonFormat, MsgpackFormat, PickleFormat
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
-from ferryman.context import Context
+from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.errors import (
     FerrymanError,
     JobCancelled,
@@ -25,6 +25,7 @@ from ferryman.task import Call, Task
 __all__ = [
     "Call",
     "Cancel",
+    "Cancelled",
     "Codec",
     "Context",
     "Fail",
@@ -45,6 +46,7 @@ __all__ = [
     "RetryIn",
     "Settings",
     "Snooze",
+    "SoftTimeout",
     "State",
     "StoreError",
     "Task",

@@ -163,6 +163,8 @@ class Codec:
                 raise PayloadError("the payload is empty")
             tag = data[0]
             body = data[1:]
+            if len(body) > self.max_bytes:
+                raise PayloadError(f"{len(body):,} bytes are more than the {self.max_bytes:,} allowed")
             if tag & _COMPRESSED:
                 body = self._inflate(body)
                 tag &= ~_COMPRESSED

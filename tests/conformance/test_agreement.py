@@ -17,7 +17,18 @@ import pytest
 from ferryman.clock import ManualClock
 from ferryman.errors import FerrymanError
 from ferryman.io.operation import Operation
-from ferryman.job import Claim, ErrorInfo, JobId, NewJob, Outcome, OutcomeKind, State, Unique, WorkerId
+from ferryman.job import (
+    FINISHED,
+    Claim,
+    ErrorInfo,
+    JobId,
+    NewJob,
+    Outcome,
+    OutcomeKind,
+    State,
+    Unique,
+    WorkerId,
+)
 from ferryman.store.port import Filter, JobNote, QueueSettings, Retention, Store, Take, WorkerStatus
 
 from .driver import ALL, LEASE, worker_info
@@ -72,7 +83,8 @@ class Pair:
 
 def plain(value: Any) -> Any:
     """An answer without what no contract settles: gaps in `seq`, zeros and lanes of nothing but zeros, the order of
-    lanes, the wording of a store's own reasons, old reasons of jobs that run again, errors of parents that have not died."""
+    lanes, the wording of a store's own reasons, old reasons of jobs that run again, when a finished job had
+    been due, errors of parents that have not died."""
     return _plain(msgspec.to_builtins(value, builtin_types=(bytes,), str_keys=True))
 
 
@@ -81,8 +93,10 @@ def _plain(value: Any) -> Any:
         kept = {key: _plain(item) for key, item in value.items() if key != "seq" and item != 0}
         if str(kept.get("reason")).startswith(("parent", "dropped")):
             kept["reason"] = "the store's own"
-        if kept.get("state") in (State.READY, State.RUNNING):
+        if kept.get("state") in (State.READY, State.RUNNING, State.EXPIRED):
             kept.pop("reason", None)
+        if kept.get("state") in FINISHED:
+            kept.pop("run_at", None)
         if "result" in kept and kept.get("state") != State.DEAD:
             kept.pop("error", None)
         return kept
@@ -139,21 +153,25 @@ class Walk:
     def _new(self) -> NewJob:
         self.born += 1
         pick = self.random.choice
-        key = pick([None, None, None, "k", "o"])
+        queue = pick(QUEUES)
+        # Whether a job may take the key of one that its own batch pushes out is not settled.
+        key = None if queue == "small" else pick([None, None, "k", "o"])
+        parents = tuple(self.random.sample(self.ids, min(len(self.ids), pick([0, 0, 1, 2]))))
         return NewJob(
             id=JobId(f"{self.born:032x}"),
             task=pick(["read", "write"]),
             args=str(self.born).encode(),
-            queue=pick(QUEUES),
+            queue=queue,
             priority=pick([0, 0, 1]),
             max_attempts=pick([1, 2, 4]),
             delay=pick([0, 0, 0, 1_500]),
-            ttl=pick([None, None, None, 4_250]),
+            # Of a parent and a child that are late at the same moment, either may be the first to end.
+            ttl=None if parents else pick([None, None, None, 4_250]),
             key=key,
             room=2 if key == "k" else 1,
             ordered=key == "o",
-            unique=pick([None, None, None, Unique("u"), Unique("p", period=3_250)]),
-            after=tuple(self.random.sample(self.ids, min(len(self.ids), pick([0, 0, 1, 2])))),
+            unique=None if queue == "small" else pick([None, None, Unique("u"), Unique("p", period=3_250)]),
+            after=parents,
             on_parent_failure=pick(["cancel", "continue", "hold"]),
             tenant=pick([None, "acme", "zoo", "other"]),
             tags=tuple(self.random.sample(["red", "blue"], pick([0, 0, 1, 2]))),
@@ -252,4 +270,4 @@ def test_two_stores_tell_the_same_after_the_same_story(pair: Pair, seed: int) ->
         walk.step()
         walk.ids = pair.compare()
 
-    assert walk.born > STEPS / 4
+    assert walk.born > STEPS / 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.errors import QueueFull
-from ferryman.job import OutcomeKind, State
+from ferryman.job import OutcomeKind, State, Unique
 from ferryman.store.port import Filter, QueueSettings
 
 from .driver import ALL, Ferry, new_job
@@ -46,6 +46,33 @@ def test_duplicates_take_no_place_in_a_full_queue(ferry: Ferry) -> None:
     (answer,) = ferry.enqueue(job)
 
     assert answer.duplicate
+
+
+@pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
+def test_duplicates_push_nothing_out_of_a_full_queue(ferry: Ferry, overflow: str) -> None:
+    _declare(ferry, 3, overflow)
+    known = new_job()
+    ferry.enqueue(known, new_job(unique=Unique("u")))
+
+    batch = [known, new_job(unique=Unique("u")), new_job(unique=Unique("new")), new_job(unique=Unique("new"))]
+    answers = ferry.enqueue(*batch)
+
+    assert [answer.duplicate for answer in answers] == [True, True, False, True]
+    assert {job.state for job in ferry.jobs()} == {State.READY}
+    assert len(ferry.jobs()) == 3
+
+
+@pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
+def test_a_job_born_cancelled_takes_no_place_in_a_full_queue(ferry: Ferry, overflow: str) -> None:
+    _declare(ferry, 2, overflow)
+    parent = ferry.add(queue="parents")
+    ferry.cancel(parent)
+    pending = ferry.add_many(2)
+
+    child = ferry.add(after=(parent,))
+
+    assert ferry.state(child) is State.CANCELLED
+    assert ferry.states(pending) == [State.READY, State.READY]
 
 
 def test_running_and_finished_jobs_do_not_count_against_the_bound(ferry: Ferry) -> None:

@@ -338,6 +338,15 @@ class Crossing(RuleBasedStateMachine):
     def _agrees_with_the_model(self, jobs: list[Job]) -> None:
         rows = self.model.rows
         assert [job.id for job in jobs] == list(rows)[::-1]
+        for job in jobs:
+            # A child that is late when its parent fails ends, and in which of two ways is not settled.
+            row, ends = rows[job.id], {State.CANCELLED, State.EXPIRED}
+            if (
+                row.deadline is not None
+                and row.deadline < self.clock.now()
+                and {row.state, job.state} == ends
+            ):
+                row.state = job.state
         differ = {j.id: (j.state.label, rows[j.id].state.label) for j in jobs if j.state != rows[j.id].state}
         assert not differ, f"job: (state in the store, state in the model): {differ}"
         for job in jobs:

@@ -150,6 +150,19 @@ def test_a_job_whose_key_is_taken_by_another_is_not_replayed(ferry: Ferry) -> No
     assert ferry.state(first) is State.DEAD
 
 
+def test_a_job_whose_key_another_has_for_a_period_is_not_replayed(ferry: Ferry) -> None:
+    first = ferry.add(unique=A_MINUTE)
+    ferry.finish_next(OutcomeKind.DEAD)
+    ferry.clock.advance(61)
+    ferry.add(unique=A_MINUTE)
+
+    within = ferry.replay(first)
+    ferry.clock.advance(61)
+    after = ferry.replay(first)
+
+    assert (within, after) == (0, 1)
+
+
 def test_of_two_finished_jobs_of_a_key_one_is_replayed(ferry: Ferry) -> None:
     ids = []
     for _ in range(2):

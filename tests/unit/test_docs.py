@@ -93,7 +93,8 @@ def test_the_examples_of_a_page_run_and_print_what_they_say(
 
     said = iter(capsys.readouterr().out.splitlines())
     for block in code:
-        for promised in PRINTS.findall(block.text):
+        as_module, _, _ = block.text.partition('if __name__ == "__main__":')
+        for promised in PRINTS.findall(as_module):
             assert promised in said, f"{name_of(page)} does not print {promised!r}"
     for number, block in enumerate(tests):
         run_as_tests(block, folder / f"test_{number}.py")
@@ -135,16 +136,17 @@ def test_the_first_example_runs_with_a_worker_of_its_own(folder: Path) -> None:
     first = blocks(ROOT / "README.md", "python")[0]
     (folder / "app.py").write_text(first.text)
     program = Path(sys.executable).parent / "ferryman"
-    worker = subprocess.Popen([program, "worker", "app:app"], stderr=subprocess.PIPE, text=True)
-    assert worker.stderr is not None
-    assert "serves all queues" in worker.stderr.readline()
+    with subprocess.Popen([program, "worker", "app:app"], stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            assert worker.stderr is not None
+            assert any("serves all queues" in line for line in worker.stderr)
 
-    done = subprocess.run([sys.executable, "app.py"], capture_output=True, text=True, cwd=folder, check=True)
+            said = subprocess.check_output([sys.executable, "app.py"], text=True, cwd=folder)
+        finally:
+            worker.send_signal(signal.SIGTERM)
 
     (promised,) = PRINTS.findall(first.text)
-    assert done.stdout.splitlines() == [promised]
-    worker.send_signal(signal.SIGTERM)
-    worker.communicate(timeout=30)
+    assert said.splitlines() == [promised]
     assert worker.returncode == 0
 
 

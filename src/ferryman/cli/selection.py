@@ -24,6 +24,8 @@ _BATCH = 1_000
 _PAGE = 1_000
 _PAGES_OF_A_PREFIX = 20
 _SHORTEST = 6
+_TELLING = 20
+"""So many digits hold the moment and 26 random bits: no second job needs to be looked for."""
 
 _SLACK_BEFORE, _SLACK_AFTER = 1_000, 60_000
 """ms between the moment that an id carries and the one at which its job was stored."""
@@ -39,17 +41,42 @@ def resolve(target: Target, text: str) -> JobId:
     if len(digits) == 32:
         return JobId(digits)
     first, last = (int(digits[:12].ljust(12, fill), 16) for fill in "0f")
-    window = Filter(since=first - _SLACK_BEFORE, until=last + _SLACK_AFTER)
     found: list[Job] = []
-    for number, page in enumerate(pages(target, window), 1):
+    before = _place_after(target, last + _SLACK_AFTER)
+    for number, page in enumerate(pages(target, Filter(), before), 1):
         found += (job for job in page if job.id.startswith(digits))
-        if len(found) > 1 or number == _PAGES_OF_A_PREFIX:
+        ambiguous = len(found) > 1 or number == _PAGES_OF_A_PREFIX
+        if len(found) == 1 and len(digits) >= _TELLING:
             break
-    else:
-        if not found:
-            raise JobNotFound(f"no job in {target.store.url} has an id that begins with {digits}")
-        return found[0].id
-    raise click.UsageError(f"{digits} is too short to tell jobs apart; give more digits of the id")
+        if ambiguous:
+            raise click.UsageError(f"{digits} is too short to tell jobs apart; give more digits of the id")
+        if page[-1].enqueued_at < first - _SLACK_BEFORE:
+            break
+    if not found:
+        raise JobNotFound(f"no job in {target.store.url} has an id that begins with {digits}")
+    return found[0].id
+
+
+def _place_after(target: Target, moment: int) -> int | None:
+    """A `before` from which on, going back, all jobs were enqueued by this moment: found by bisection, since
+    jobs lie in order of arrival and no store keeps an index of times."""
+
+    def newest_below(before: int | None) -> Job | None:
+        found = target.run(target.existing.find(Filter(), 1, before))
+        return found[0] if found else None
+
+    newest = newest_below(None)
+    if newest is None or newest.enqueued_at <= moment:
+        return None
+    early, late = 0, newest.seq + 1
+    while late - early > 1:
+        middle = (early + late) // 2
+        job = newest_below(middle)
+        if job is None or job.enqueued_at <= moment:
+            early = middle
+        else:
+            late = middle
+    return early
 
 
 def fetch(target: Target, ids: Sequence[str]) -> list[Job]:
@@ -66,9 +93,8 @@ def fetch(target: Target, ids: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def pages(target: Target, which: Filter) -> Iterable[list[Job]]:
+def pages(target: Target, which: Filter, before: int | None = None) -> Iterable[list[Job]]:
     """Matching jobs, newest first, page by page."""
-    before: int | None = None
     while True:
         page = target.run(target.existing.find(which, _PAGE, before))
         if page:

@@ -58,7 +58,11 @@ class Many(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Ring these bells once the transaction is committed; answered with None."""
+    """Ring these bells; answered with None.
+
+    They are rung twice. Before the commit, so that a sleeping worker wakes up while that goes on: it finds the
+    turn taken, and has it as soon as the commit is done. And after it, for those who looked too early.
+    """
 
     bells: Sequence[str]
 
@@ -155,7 +159,7 @@ class Database:
                 if ticket.on_done is not None:
                     ticket.on_done()
         if bells:
-            self._ring(bells)
+            self.ring(bells)
 
     def _commit(self, group: Sequence[_Ticket], bells: list[str]) -> None:
         connection = self._open_writer()
@@ -167,6 +171,8 @@ class Database:
             else:
                 for ticket in group:
                     _perform_apart(connection, ticket, now, bells)
+            if bells:
+                self.ring(bells)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             _undo(connection)
@@ -276,7 +282,7 @@ class Database:
 
     # -- ringing -----------------------------------------------------------------------------------------
 
-    def _ring(self, bells: Sequence[str]) -> None:
+    def ring(self, bells: Sequence[str]) -> None:
         """Send a datagram to each bell. One that is full is being rung already; one that is gone needs none."""
         if self._bell is None:
             self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

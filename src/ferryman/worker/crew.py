@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ferryman.config import WorkerSettings
 from ferryman.job import Claim, ErrorInfo, JobId, Outcome, OutcomeKind
 from ferryman.policy.prefetch import share
-from ferryman.worker.frames import Kind, TaskFacts
+from ferryman.worker.frames import Kind, Returned, TaskFacts
 from ferryman.worker.member import Casualty, Launch, Member
 
 __all__ = ["Crew"]
@@ -100,8 +100,9 @@ class Crew:
         """Whether any job is out."""
         return any(member.jobs for member in self.members)
 
-    def has_room(self, now: float) -> bool:
-        return any(member.room(now) for member in self._able())
+    def has_idle_place(self) -> bool:
+        """Whether a job could be started at this very moment."""
+        return self.running() < self.settings.concurrency and any(each.places_free() for each in self._able())
 
     def room(self, now: float) -> int:
         """How many jobs can be handed out without making any of them wait long."""
@@ -167,6 +168,12 @@ class Crew:
                 return True
         return False
 
+    def unreserve(self, id_: JobId) -> None:
+        """No executor need be kept free for this suspect any more."""
+        for member in self.members:
+            if member.solo == id_:
+                member.solo = None
+
     def cancel(self, id_: JobId, reason: str | None) -> None:
         """Ask the executor of a job to stop it; kill the executor if it has not done so after the grace."""
         for member in self.members:
@@ -192,6 +199,18 @@ class Crew:
 
     # -- losses ------------------------------------------------------------------------------------
 
+    def outcomes_of_returned(self, member: Member, returned: Sequence[Returned]) -> list[Outcome]:
+        """What becomes of jobs that an executor gave back. A cancel that it got too late for them still holds."""
+        outcomes: list[Outcome] = []
+        for each in returned:
+            cancelling = member.cancelling.get(each.id)
+            if not member.take_off(each.id, each.lease):
+                continue
+            kind = OutcomeKind.RELEASED if cancelling is None else OutcomeKind.CANCELLED
+            reason = None if cancelling is None else cancelling[1]
+            outcomes.append(Outcome(each.id, each.lease, kind, reason=reason))
+        return outcomes
+
     def outcomes_of_lost(self, member: Member, lost: Sequence[Casualty], reason: str | None) -> list[Outcome]:
         """What becomes of the jobs of an executor that is dead.
 
@@ -203,10 +222,8 @@ class Crew:
         for job in lost:
             claim = job.claim
             if claim.id in member.cancelling:
-                reason_asked = member.cancelling[claim.id][1]
-                outcomes.append(
-                    Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=reason_asked)
-                )
+                _, asked = member.cancelling[claim.id]
+                outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=asked))
             elif not job.started:
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.RELEASED))
             elif claim.id in member.doomed:

@@ -25,6 +25,9 @@ _DOUBT = 1.0
 """Seconds after a vain claim during which a ring is looked into before it is believed: it may be meant for
 workers of other queues."""
 
+_LOOK_WHEN_BUSY = 0.2
+"""Seconds between looks into the store while there is a backlog."""
+
 _RETRY_FIRST, _RETRY_MOST = 0.1, 2.0
 """Seconds between tries while the store does not answer."""
 
@@ -47,6 +50,7 @@ class Desk:
         self._claims = 0
         self._vain_claim_at = 0.0
         self._next_due: float | None = None
+        self._look_at = 0.0
         self._retry_at = 0.0
         self._retry_delay = 0.0
 
@@ -78,7 +82,9 @@ class Desk:
         if self._next_due is not None and now >= self._next_due:
             self._next_due = None
             self.hungry = True
-        elif not self.hungry and now >= self._retry_at:
+        elif now >= self._look_at and now >= self._retry_at:
+            # With a backlog there is no need to look for work, but still for orders.
+            self._look_at = now + _LOOK_WHEN_BUSY if self.hungry else 0.0
             try:
                 return self.waker.changed() and self._peek()
             except StoreError as error:

@@ -83,8 +83,15 @@ class Duties:
             except WorkerGone:
                 supervisor.begin_anew()
                 return
+            before = supervisor.phase
             for order in orders:
                 supervisor.obey(order)
+            if supervisor.phase is not before:
+                self.tell()
+
+    def tell(self) -> None:
+        """Let the next heartbeat come at once: people look whether the worker has obeyed."""
+        self._heartbeat_at = 0.0
 
     def _rescue(self) -> None:
         """Take over from workers that died: those of this machine that are no process any more, at once; others
@@ -156,6 +163,8 @@ class Duties:
             )
 
     def _check_memory(self, member: Member, running: list[tuple[Held, float]]) -> None:
+        if not member.launched.can_kill:
+            return  # Its memory is the program's.
         most = self._supervisor.settings.max_memory
         limited = [each for each in running if each[0].max_memory is not None]
         if not most and not limited:

@@ -7,13 +7,13 @@ outcome, and it can be written down.
 from __future__ import annotations
 
 import functools
+import os
 import traceback
 from asyncio import CancelledError
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import ferryman
 from ferryman.clock import millis
 from ferryman.context import Cancelled, Stopped
 from ferryman.errors import PayloadError
@@ -39,7 +39,9 @@ MAX_DELAY_MS = 100 * 365 * 86_400_000
 UNKNOWN_TASK_DELAY_MS = 5_000
 
 _SUCCEEDED = OutcomeKind.SUCCEEDED
-_HERE = str(Path(ferryman.__file__).parent)
+_FERRYMAN = Path(__file__).parents[1]
+_OWN = (f"{_FERRYMAN / 'worker'}{os.sep}", str(_FERRYMAN / "binding.py"), str(_FERRYMAN / "codec.py"))
+"""Where the steps that lead to a task lie. Not all of Ferryman: it has tasks of its own, in its demo."""
 
 
 class Stop(NamedTuple):
@@ -229,6 +231,6 @@ def _traceback(error: BaseException) -> str:
 
 def _beyond_ferryman(steps: TracebackType | None) -> TracebackType | None:
     """The traceback from the first step of the user's own code on."""
-    while steps is not None and steps.tb_frame.f_code.co_filename.startswith(_HERE):
+    while steps is not None and steps.tb_frame.f_code.co_filename.startswith(_OWN):
         steps = steps.tb_next
     return steps

@@ -175,7 +175,8 @@ class Supervisor:
         if self.phase is not Phase.ACTIVE:
             return 0
         room = min(self.crew.room(now), MOST_JOBS)
-        return room if room * 2 >= self.crew.held() or room >= self.crew.places else 0
+        worth_it = room * 2 >= self.crew.held() or room >= self.crew.places or self.crew.has_idle_place()
+        return room if worth_it else 0
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
         # Who was there at two deaths runs alone, so that the third one tells who did it.
@@ -204,7 +205,8 @@ class Supervisor:
             match self._told.popleft():
                 case "reload":
                     log.info("replacing the executors")
-                    self.crew.renew()
+                    if self._is_staffed():
+                        self.crew.renew()
                 case _ if self.phase is Phase.DRAINING or self._desk is None:
                     self.phase = Phase.KILLED
                 case _:
@@ -238,11 +240,7 @@ class Supervisor:
             case Kind.NOTES if self._desk is not None:
                 self._desk.notes += body
             case Kind.RETURNED:
-                self._outcomes += [
-                    Outcome(each.id, each.lease, OutcomeKind.RELEASED)
-                    for each in body
-                    if member.take_off(each.id, each.lease)
-                ]
+                self._outcomes += self.crew.outcomes_of_returned(member, body)
             case Kind.PONG:
                 member.answered(body, time.monotonic())
             case Kind.HELLO:
@@ -266,14 +264,16 @@ class Supervisor:
     # -- beginning ---------------------------------------------------------------------------------
 
     def _welcome(self, member: Member, hello: ExecutorHello) -> None:
+        if self.phase is Phase.KILLED:
+            return
         member.ready = True
         self.crew.facts = {fact.name: fact for fact in hello.tasks}
         if self._desk is None:
             self._open(hello)
-        self.crew.fill()
+        self._fill()
 
     def _refuse(self, member: Member, story: str) -> None:
-        if self._desk is None:
+        if self._desk is None and self.phase is not Phase.KILLED:
             raise ConfigError(story)
         # Code that was reloaded is broken for the moment: the next change starts another.
         log.error("an executor could not start: %s", story)
@@ -349,7 +349,11 @@ class Supervisor:
         self._deadline = time.monotonic() + self.settings.shutdown_timeout
         self._outcomes += [Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in self._suspects]
         self._suspects.clear()
+        for member in [each for each in self.crew.members if not each.ready]:
+            self._dismiss(member)
         self.crew.retire_all()
+        if self._duties is not None:
+            self._duties.tell()
 
     def send_suspects(self) -> None:
         """Give suspects an executor each, as these get empty."""
@@ -360,6 +364,7 @@ class Supervisor:
         for claim in self._suspects:
             if claim.id == id_:
                 self._suspects.remove(claim)
+                self.crew.unreserve(id_)
                 self._outcomes += [Outcome(id_, claim.lease, OutcomeKind.CANCELLED, reason=reason)]
                 return
         self.crew.cancel(id_, reason)
@@ -368,18 +373,22 @@ class Supervisor:
 
     def begin_anew(self) -> None:
         """This worker was taken for dead, and its jobs are others' now: stop running them, and start over."""
-        log.warning("worker %s was taken for dead; its jobs are run by others. It starts anew", self.id)
+        log.warning("worker %s was taken for dead; its jobs are run by others", self.id)
         for member in list(self.crew.members):
             self._dismiss(member)
         self._suspects.clear()
+        if not self._is_staffed():
+            self._outcomes = []
+            return
         self.id = new_worker_id()
+        log.info("it starts anew as %s", self.id)
         if self._desk is not None:
             self._desk.forget(self.id)
             try:
                 self._register(self._desk)
             except StoreError as error:
                 self._desk.fail(error)
-        self.crew.fill()
+        self._fill()
 
     def kill(self, member: Member) -> None:
         """Kill an executor for the sake of its doomed jobs."""
@@ -398,9 +407,16 @@ class Supervisor:
             log.error("executor %d died with %d jobs", member.launched.pid, len(lost))
         self._dismiss(member)
         self._outcomes += self.crew.outcomes_of_lost(member, lost, reason)
-        if self.phase in (Phase.ACTIVE, Phase.PAUSED):
-            if not member.ready:
-                self.crew.wait_before_hiring()
+        if not member.ready:
+            self.crew.wait_before_hiring()
+        self._fill()
+
+    def _is_staffed(self) -> bool:
+        """Whether executors that end are to be replaced: not when the worker is about to end itself."""
+        return self.phase in (Phase.ACTIVE, Phase.PAUSED)
+
+    def _fill(self) -> None:
+        if self._is_staffed():
             self.crew.fill()
 
     def _dismiss(self, member: Member) -> None:

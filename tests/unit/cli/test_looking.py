@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ferryman.job import ErrorInfo, JobId, OutcomeKind, State
+from ferryman.app import App
+from ferryman.clock import ManualClock, SystemClock
+from ferryman.job import ErrorInfo, JobId, NewJob, OutcomeKind, State, new_id
 from ferryman.store.port import JobNote
 
 from .conftest import Quay
@@ -147,6 +149,28 @@ def test_an_id_may_be_shortened_while_it_tells_jobs_apart(quay: Quay) -> None:
     result = quay.ferryman("jobs", "show", job[:14])
     assert result.exit_code == 2
     assert "too short to tell jobs apart" in result.stderr
+
+
+def test_a_shortened_id_is_found_among_many_of_other_times(quay: Quay) -> None:
+    clock = ManualClock(SystemClock().now() - 100 * 600_000)
+    old = App(quay.url, clock=clock)
+    jobs = []
+    for _ in range(100):
+        job = new_job(clock)
+        old.enqueue_jobs([job])
+        jobs.append(job.id)
+        clock.advance(600)
+    old.close()
+
+    for job_id in (jobs[0], jobs[42], jobs[-1]):
+        assert quay.lines("jobs", "show", job_id[:9])[0]["id"] == job_id
+    assert quay.ferryman("jobs", "show", "012345").exit_code == 4
+
+
+def new_job(clock: ManualClock) -> NewJob:
+    """A job whose id carries the clock's time, as that of any producer does."""
+    id_ = JobId(f"{clock.now():012x}{new_id()[12:]}")
+    return NewJob(id=id_, task="app.add", args=b"\x01\x80")
 
 
 def test_an_id_may_be_written_as_a_uuid(quay: Quay) -> None:

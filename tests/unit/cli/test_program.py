@@ -18,6 +18,8 @@ from pathlib import Path
 import click
 import pytest
 
+from ferryman.cli.root import root
+
 from .conftest import Quay
 
 # Whoever starts the tests may have had ^C ignored, which children inherit.
@@ -48,6 +50,14 @@ def test_help_lists_every_command_and_imports_none() -> None:
     ):
         assert f"\n  {name} " in done.stdout
     assert done.stderr == "['ferryman.cli.root', 'ferryman.cli.target']\n"
+
+
+def test_every_listed_command_is_there() -> None:
+    context = click.Context(root)
+
+    commands = {name: root.get_command(context, name) for name in root.list_commands(context)}
+
+    assert all(command is not None and command.name == name for name, command in commands.items())
 
 
 def test_the_worker_command_imports_nothing_that_draws() -> None:

@@ -29,7 +29,9 @@ def measure_claim_growth(ground: Ground, extent: Extent) -> Iterator[Figure]:
         small, large = (stack.enter_context(fresh_app(ground)) for _ in range(2))
         for app, jobs in ((small, _SMALL), (large, 10 * extent.jobs)):
             fill(app, max(jobs, _SMALL))
-            app.store.runner().run(app.store.register(worker_info(_WORKER, None, (NOOP,), 1, None), 3_600_000))
+            app.store.runner().run(
+                app.store.register(worker_info(_WORKER, None, (NOOP,), 1, None), 3_600_000)
+            )
         # By turns, so that whatever else the machine does hits both.
         costs: list[tuple[float, float]] = []
         end = time.perf_counter() + extent.seconds

@@ -37,12 +37,19 @@ _MEASURES = (
     _Measure(("enqueue_one",), enqueueing.measure_one, "enqueueing one by one"),
     _Measure(("drain",), draining.measure_drain, "draining a backlog"),
     _Measure(("latency_p50", "latency_p99"), latency.measure_latency, "waiting for single jobs to start"),
-    _Measure(("enqueue_p99_under_drain",), draining.measure_enqueue_under_drain, "enqueueing beside a busy worker"),
-    _Measure(("claim_growth",), claiming.measure_claim_growth, "claiming from a long line and from a short one"),
+    _Measure(
+        ("enqueue_p99_under_drain",), draining.measure_enqueue_under_drain, "enqueueing beside a busy worker"
+    ),
+    _Measure(
+        ("claim_growth",), claiming.measure_claim_growth, "claiming from a long line and from a short one"
+    ),
     _Measure(("idle_cpu",), footprint.measure_idle, "watching an idle worker", watches_processes=True),
     _Measure(("import_time",), footprint.measure_import, "importing ferryman"),
     _Measure(
-        ("rss_supervisor", "rss_executor"), footprint.measure_memory, "looking at memory", watches_processes=True
+        ("rss_supervisor", "rss_executor"),
+        footprint.measure_memory,
+        "looking at memory",
+        watches_processes=True,
     ),
 )
 
@@ -50,7 +57,11 @@ _MEASURES = (
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[NAME]...")
 @click.option(
-    "--only", multiple=True, type=click.Choice(NAMES), metavar="NAME", help="Measure this alone; names may follow."
+    "--only",
+    multiple=True,
+    type=click.Choice(NAMES),
+    metavar="NAME",
+    help="Measure this alone; names may follow.",
 )
 @click.option(
     "--store",
@@ -60,7 +71,11 @@ _MEASURES = (
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 @click.option(
-    "--jobs", type=click.IntRange(100), default=Extent().jobs, show_default=True, help="Jobs that a worker drains."
+    "--jobs",
+    type=click.IntRange(100),
+    default=Extent().jobs,
+    show_default=True,
+    help="Jobs that a worker drains.",
 )
 @click.option(
     "--seconds",
@@ -71,12 +86,27 @@ _MEASURES = (
 )
 @pass_target
 def bench(
-    target: Target, names: Sequence[str], only: Sequence[str], store: str | None, as_json: bool, jobs: int, seconds: float
+    target: Target,
+    names: Sequence[str],
+    only: Sequence[str],
+    store: str | None,
+    as_json: bool,
+    jobs: int,
+    seconds: float,
 ) -> None:
     """Measure this machine: real workers, real syncs, and beside each rate what the store's driver alone would reach.
 
     \b
-    The figures: NAMES
+    The figures:
+      enqueue_bulk, enqueue_one   jobs a second that one producer stores: in batches of 100, one by one
+      drain                       no-op jobs a second, claim to settle, by one worker
+      latency_p50, latency_p99    from just before the enqueue to the task's first line, idle worker
+      enqueue_p99_under_drain     an enqueue while a worker drains at full speed
+      claim_growth                a claim with a million jobs waiting, over one with a thousand
+      idle_cpu                    an idle worker with its executors, in per cent of a core
+      import_time                 import ferryman in a fresh process
+      rss_supervisor              resident memory of the supervisor
+      rss_executor                and of its largest executor
 
     \b
     Examples:
@@ -101,3 +131,89 @@ def bench(
                     figures.append(figure)
         if not as_json:
             _show(figures)
+
+
+def _possible(measures: Sequence[_Measure], ground: Ground) -> list[_Measure]:
+    """Leaves out, with a word, what cannot be measured here."""
+    kept: list[_Measure] = []
+    for measure in measures:
+        names = ", ".join(measure.names)
+        if measure.watches_processes and not ground.has_processes:
+            warn(f"{names}: left out, since a worker on {ground.url} is no process of its own")
+        elif measure.watches_processes and not Path("/proc/self/stat").exists():
+            warn(f"{names}: left out, since this machine has no /proc to read it from")
+        else:
+            kept.append(measure)
+    return kept
+
+
+def _describe(ground: Ground, extent: Extent) -> None:
+    """On stderr: what the figures were measured on, without which they mean little."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    warn(
+        f"measuring on {ground.about}, {cores} cores, {platform.system()} {platform.machine()}, "
+        f"{platform.python_implementation()} {platform.python_version()}"
+    )
+    if extent.jobs < Extent().jobs or extent.seconds < Extent().seconds:
+        warn("a short run: its figures vary, and should not be held against the targets")
+
+
+@contextlib.contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[_Measure], None]]:
+    """A function to be told what is measured next. A terminal sees a bar, others a line each."""
+    if quiet:
+        yield lambda _: None
+        return
+    if not sys.stderr.isatty():
+        yield lambda measure: say(f"{measure.doing}…", err=True)
+        return
+    # Imported late: workers and programs that read JSON have no use for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Drawing takes from what is measured, so it is done seldom.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as progress:
+        bar = progress.add_task("", total=total)
+        taken = 0
+
+        def show(measure: _Measure) -> None:
+            nonlocal taken
+            progress.update(bar, description=measure.doing, completed=taken)
+            taken += 1
+
+        yield show
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    columns = [Column("Figure"), Column("Value", right=True), Column("Unit"), Column("Floor", right=True)]
+    columns += [Column("Ratio", right=True), Column("Target"), Column("Reached")]
+    table(columns, [_row(figure) for figure in figures], "nothing could be measured")
+
+
+def _row(figure: Figure) -> list[Cell]:
+    target = target_of(figure)
+    reached: Cell = "-"
+    if target is not None and (met := target.is_met(figure)) is not None:
+        reached = ("yes", "green") if met else ("no", "red")
+    floor = "-" if figure.floor is None else _digits(figure.floor)
+    ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
+    return [figure.name, _digits(figure.value), figure.unit, floor, ratio, str(target or "-"), reached]
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1_000 else f"{number:,.4g}"
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end this program as ^C does: with its workers ended and its files removed."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -94,5 +94,7 @@ def measure_enqueue_under_drain(ground: Ground, extent: Extent) -> Iterator[Figu
                 time.sleep(luck.uniform(0.001, 0.005))
                 running.check()
         if not samples:
-            raise MeasureFailed(f"the worker had drained {backlog:,} jobs before one could be stored; add --jobs")
+            raise MeasureFailed(
+                f"the worker had drained {backlog:,} jobs before one could be stored; add --jobs"
+            )
         yield make_figure("enqueue_p99_under_drain", ground.url, percentile(samples, 0.99))

@@ -44,8 +44,9 @@ def open_ground(url: str | None) -> Iterator[Ground]:
     What a SQLite URL names is never touched: the files measured on are made, and removed, in the same folder.
     Raises ConfigError for a URL that names no store, StoreUnavailable if its folder is not there.
     """
-    if url is not None and sqlite_file(url) is None:
+    if url is not None:
         open_store(url).close()
+    if url is not None and sqlite_file(url) is None:
         yield _Memory()
         return
     folder = _usual_folder() if url is None else _folder_of(url)
@@ -126,7 +127,7 @@ def fresh_app(ground: Ground) -> Iterator[Ferryman]:
         app = make_app(Settings(url=url))
         try:
             # The tables are made before anything is measured.
-            app.perform(_touch(app))
+            app.store.runner().run(app.store.declare([]))
             yield app
         finally:
             app.close()

@@ -85,7 +85,9 @@ def wait_for(condition: Callable[[], bool], running: Running, *, nap: float) -> 
     while not condition():
         running.check()
         if time.monotonic() > give_up:
-            raise MeasureFailed(f"the worker has not got there within {_GIVE_UP:g} s; the machine may be too busy")
+            raise MeasureFailed(
+                f"the worker has not got there within {_GIVE_UP:g} s; the machine may be too busy"
+            )
         time.sleep(nap)
 
 

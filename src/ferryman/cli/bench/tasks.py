@@ -27,6 +27,6 @@ def stamp() -> int:
 def make_app(settings: Settings | None = None) -> Ferryman:
     """An app of these tasks. Without settings, those of the environment hold."""
     app = Ferryman(settings=settings)
-    app.task(noop, name=NOOP)
-    app.task(stamp, name=STAMP)
+    app.task(name=NOOP)(noop)
+    app.task(name=STAMP)(stamp)
     return app

@@ -66,7 +66,7 @@ def catalogue_file(path: str) -> FileFacts:
     data = Path(path).read_bytes()
     text = _decode(data)
     functions = classes = 0
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(text, Path(path).name)):
         functions += isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         classes += isinstance(node, ast.ClassDef)
     return FileFacts(

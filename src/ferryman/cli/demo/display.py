@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from ferryman.errors import MissingExtra
 
@@ -47,7 +47,7 @@ class Display(Protocol):
         """Something happened."""
         ...
 
-    def __enter__(self) -> Display: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -89,7 +89,7 @@ class PlainDisplay:
     def tell(self, text: str, style: str = "") -> None:  # noqa: ARG002
         self._emit(text)
 
-    def __enter__(self) -> PlainDisplay:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -137,7 +137,7 @@ class LiveDisplay:
 
         return Group(self._bar, Text(_line(standing, executors), style="bright_black"))
 
-    def __enter__(self) -> LiveDisplay:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 

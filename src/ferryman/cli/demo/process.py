@@ -61,7 +61,9 @@ class WorkerProcess:
 
     def executors(self) -> list[int]:
         """The process ids of its executors, the oldest first."""
-        return sorted(_children_by_proc(self.pid) if Path("/proc/self/stat").exists() else _children_by_ps(self.pid))
+        return sorted(
+            _children_by_proc(self.pid) if Path("/proc/self/stat").exists() else _children_by_ps(self.pid)
+        )
 
     def stop(self) -> None:
         """Have it finish what it runs and end; kill it if it does not."""
@@ -101,7 +103,7 @@ def _children_by_proc(parent: int) -> list[int]:
 
 def _children_by_ps(parent: int) -> list[int]:
     listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=False
+        ["/bin/ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=False
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(row[0]) for row in rows if len(row) == 3 and int(row[1]) == parent and _EXECUTOR in row[2]]

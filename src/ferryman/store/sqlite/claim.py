@@ -22,6 +22,10 @@ _AT_ONCE = 2_000
 
 _WORKER = "SELECT id, queues FROM worker WHERE name = ? AND gone IS NULL"
 
+_NEXT_DUE = "SELECT min(run_at) FROM job INDEXED BY job_scheduled WHERE state = 1"
+_NEXT_LATE = "SELECT min(deadline) FROM job INDEXED BY job_deadline WHERE deadline IS NOT NULL AND state < 4"
+_NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"  # noqa: S608
+
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """
 SELECT j.seq, j.id, t.name, j.lease + 1, j.attempt + 1, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
@@ -46,11 +50,14 @@ WHERE l.ready > 0 AND coalesce(q.paused, 0) = 0 AND (?1 IS NULL OR l.queue IN (S
 def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Requests[Claimed]:
     ledger = Ledger(now)
     worker_id, queues = yield from find_worker(worker)
-    yield from _promote(ledger)
-    yield from _expire(ledger)
-    # Counts that the promotion changed must be seen by the claim below.
-    yield from ledger.close()
-    ledger = Ledger(now)
+    ((due, late),) = yield Query(_NEXT)
+    if (due is not None and due <= now) or (late is not None and late <= now):
+        yield from _promote(ledger)
+        yield from _expire(ledger)
+        # Counts that this has changed must be seen by the claim below.
+        yield from ledger.close()
+        ledger = Ledger(now)
+        ((due, late),) = yield Query(_NEXT)
     lanes = {(queue, priority): (lane, ready, fair) for lane, queue, priority, ready, fair in
              (yield Query(_LANES, (queues,)))}  # fmt: skip
     jobs: list[Claim] = []
@@ -64,20 +71,19 @@ def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Reque
             continue
         lane, _, fair = found
         before = len(jobs)
-        late = yield from _take(ledger, worker_id, take.queue, lane, count, bool(fair), jobs)
-        taken[lane] = taken.get(lane, 0) + late + len(jobs) - before
+        expired = yield from _take(ledger, worker_id, take.queue, lane, count, bool(fair), jobs)
+        taken[lane] = taken.get(lane, 0) + expired + len(jobs) - before
     states = yield from _states(lanes, taken)
     yield from ledger.close()
-    return Claimed(jobs, states, (yield from _next_due()), now)
+    return Claimed(jobs, states, due, now)
 
 
 def peek(now: int, worker: WorkerId) -> Requests[Signs]:
     worker_id, queues = yield from find_worker(worker)
     ready = yield Query(f"SELECT EXISTS ({_LANES})", (queues,))
-    due = yield from _next_due()
-    late = yield Query(_LATE, (now, 1))
+    ((due, late),) = yield Query(_NEXT)
     orders = yield Query("SELECT EXISTS (SELECT 1 FROM worker_order WHERE worker = ?)", (worker_id,))
-    work = bool(ready[0][0]) or (due is not None and due <= now) or bool(late)
+    work = bool(ready[0][0]) or any(moment is not None and moment <= now for moment in (due, late))
     return Signs(work, due, bool(orders[0][0]), now)
 
 
@@ -213,8 +219,3 @@ def _write_expired(ledger: Ledger, rows: Sequence[Any]) -> Requests[None]:
     yield from let_go(
         ledger, [Finished(seq, id_, flags, key, succeeded=False) for seq, id_, _, _, flags, key in rows]
     )
-
-
-def _next_due() -> Requests[int | None]:
-    ((due,),) = yield Query("SELECT min(run_at) FROM job INDEXED BY job_scheduled WHERE state = 1")
-    return due  # type: ignore[no-any-return]

@@ -69,7 +69,13 @@ def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
         if place.max_size is not None and queue not in within_bounds:
             yield from _keep_bound(ledger, queue, [job.id for job in jobs if job.queue == queue])
             within_bounds.add(queue)
-        if place.fair or not _is_plain(run[0]):
+        # What a duplicate names is not made for its sake.
+        is_new = place.lane is None or place.task is None
+        if (
+            place.fair
+            or not _is_plain(run[0])
+            or (is_new and (yield from _count_known([job.id for job in run])))
+        ):
             yield from _enqueue_each(ledger, run, answers, stands_for)
             continue
         try:

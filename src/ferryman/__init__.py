@@ -7,6 +7,7 @@ from ferryman.codec import Codec, JsonFormat, MsgpackFormat, PickleFormat
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.errors import (
+    BadArguments,
     FerrymanError,
     JobCancelled,
     JobDied,
@@ -20,9 +21,11 @@ from ferryman.face import Ferryman
 from ferryman.handle import JobHandle
 from ferryman.job import Cancel, Fail, RetryIn, Snooze, State, Unique
 from ferryman.policy.retry import Retry
+from ferryman.store.port import Filter
 from ferryman.task import Call, Task
 
 __all__ = [
+    "BadArguments",
     "Call",
     "Cancel",
     "Cancelled",
@@ -31,6 +34,7 @@ __all__ = [
     "Fail",
     "Ferryman",
     "FerrymanError",
+    "Filter",
     "JobCancelled",
     "JobDied",
     "JobExpired",
@@ -41,8 +45,8 @@ __all__ = [
     "PickleFormat",
     "QueueFull",
     "ResultTimeout",
-    "Retry",
     "RetentionSettings",
+    "Retry",
     "RetryIn",
     "Settings",
     "Snooze",

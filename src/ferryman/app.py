@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -22,13 +22,16 @@ from ferryman.context import Context
 from ferryman.errors import ConfigError, QueueFull, UnknownTask
 from ferryman.handle import JobHandle
 from ferryman.io.operation import AsyncRunner, Procedure, Wait, aperform, perform
-from ferryman.job import JobId, NewJob, new_id
+from ferryman.job import FINISHED, JobId, NewJob, new_id
 from ferryman.options import Options, new_job_template
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, QueueSettings, Store
-from ferryman.task import Call, Task
+from ferryman.store.port import Enqueued, Filter, LaneCounts, QueueSettings, Store
+from ferryman.task import Call, Task, TaskOptions
 
 __all__ = ["App", "TaskDecorator"]
+
+_AT_ONCE = 1_000
+"""Jobs that one transaction changes, so that it does not hold up others."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,7 +100,7 @@ class App:
     @overload
     def task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def task(self, /, *, name: str | None = None, **options: Any) -> TaskDecorator: ...
+    def task(self, /, *, name: str | None = None, **options: Unpack[TaskOptions]) -> TaskDecorator: ...
     def task(self, function: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
         """Register a function, ``def`` or ``async def``, as a task; with or without options in brackets.
 
@@ -161,6 +164,25 @@ class App:
     ) -> list[JobHandle[Any]]:
         """`enqueue_jobs`, awaited."""
         return self._handles(await self.aperform(self._enqueue(jobs)), jobs, decode_result)
+
+    # -- many at once ----------------------------------------------------------------------------------
+
+    def replay(self, which: Filter) -> int:
+        """Let finished jobs run again, with all their attempts; name states in the filter, such as
+        ``Filter(states=(State.DEAD,))``. Answers how many."""
+        return self.perform(self._replay(which))
+
+    async def areplay(self, which: Filter) -> int:
+        """`replay`, awaited."""
+        return await self.aperform(self._replay(which))
+
+    def cancel(self, which: Filter, reason: str | None = None) -> int:
+        """Cancel pending and running jobs. Answers how many."""
+        return self.perform(self._cancel(which, reason))
+
+    async def acancel(self, which: Filter, reason: str | None = None) -> int:
+        """`cancel`, awaited."""
+        return await self.aperform(self._cancel(which, reason))
 
     def job(self, id: str) -> JobHandle[Any]:
         """A handle on a job that was enqueued elsewhere, or long ago."""
@@ -233,6 +255,21 @@ class App:
                 yield Wait(0.05)
             else:
                 return answers
+
+    def _replay(self, which: Filter) -> Procedure[int]:
+        lanes: list[LaneCounts] = yield self.store.lanes()
+        # Those that finish meanwhile, since they failed once more, are not meant.
+        most = sum(lane.counts[state] for lane in lanes for state in FINISHED)
+        total = 0
+        while count := (yield self.store.replay(which, min(_AT_ONCE, most - total))):
+            total += count
+        return total
+
+    def _cancel(self, which: Filter, reason: str | None) -> Procedure[int]:
+        total = 0
+        while count := (yield self.store.cancel(which, _AT_ONCE, reason)):
+            total += count
+        return total
 
     def _handles(
         self,

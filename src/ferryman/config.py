@@ -32,6 +32,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lease: float = 30.0
     """After so long without a heartbeat, others take over the worker's jobs."""
     heartbeat: float = 5.0
+    """How often a worker says that it is alive, and asks for orders."""
     shutdown_timeout: float = 30.0
     """How long running jobs may go on after a worker was told to stop."""
     grace: float = 5.0
@@ -56,10 +57,13 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     succeeded_days: float = 1
     succeeded_count: int = 500_000
     dead_days: float = 90
+    """For dead letters."""
     dead_count: int = 500_000
     other_days: float = 7
+    """For cancelled and expired jobs."""
     other_count: int = 500_000
     stats_days: float = 30
+    """For the statistics of each minute."""
 
     def __post_init__(self) -> None:
         if min(msgspec.structs.astuple(self)) < 0:
@@ -70,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Everything that can be configured outside the code of tasks."""
 
     url: str = DEFAULT_URL
+    """Where the jobs live: ``sqlite:///jobs.db``, ``sqlite:////var/lib/jobs.db`` or ``memory://``."""
     max_payload: int = 4 * 1024 * 1024
     """Bytes that the arguments or the result of a job may have."""
     compress_above: int = 2_048

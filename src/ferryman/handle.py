@@ -70,6 +70,15 @@ class JobHandle(Generic[R]):
         """`cancel`, awaited."""
         return await self._app.aperform(self._cancel(reason))
 
+    def replay(self) -> bool:
+        """Let the job run again, with all its attempts, if it has finished. False if it has not, or if its unique
+        key is taken by another. Raises JobNotFound."""
+        return self._app.perform(self._replay())
+
+    async def areplay(self) -> bool:
+        """`replay`, awaited."""
+        return await self._app.aperform(self._replay())
+
     def _record(self) -> Procedure[Job]:
         (job,) = yield self._app.store.get([self.id])
         if job is None:
@@ -81,6 +90,11 @@ class JobHandle(Generic[R]):
     def _cancel(self, reason: str | None) -> Procedure[bool]:
         yield from self._record()
         changed: int = yield self._app.store.cancel(Filter(ids=(self.id,)), 1, reason)
+        return changed > 0
+
+    def _replay(self) -> Procedure[bool]:
+        yield from self._record()
+        changed: int = yield self._app.store.replay(Filter(ids=(self.id,)), 1)
         return changed > 0
 
     def _result(self, timeout: float | None) -> Procedure[R]:

@@ -14,7 +14,7 @@ from ferryman.clock import millis
 from ferryman.context import Context
 from ferryman.errors import BadArguments, ConfigError
 from ferryman.handle import JobHandle
-from ferryman.job import NewJob, Unique, new_id, new_ids
+from ferryman.job import JobId, NewJob, Unique, new_id, new_ids
 from ferryman.options import HasId, Options, Priority, new_job_template
 from ferryman.policy.retry import Retry
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ferryman.app import App
     from ferryman.job import OnParentFailure
 
-__all__ = ["Call", "JobOptions", "Task"]
+__all__ = ["Call", "JobOptions", "Task", "TaskOptions"]
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -53,6 +53,12 @@ class JobOptions(TypedDict, total=False):
     result_ttl: float | None
 
 
+class TaskOptions(JobOptions, total=False):
+    """Keywords of `App.task`: those of a job, and what holds for all jobs of the task alike."""
+
+    at_most_once: bool
+
+
 class Call(Generic[R]):
     """A call of a task that has not been enqueued yet; see `App.enqueue_many`."""
 
@@ -61,6 +67,11 @@ class Call(Generic[R]):
     def __init__(self, task: Task[..., R], job: NewJob) -> None:
         self.task = task
         self.job = job
+
+    @property
+    def id(self) -> JobId:
+        """The id that the job will have: other calls of the same batch can name it in ``after``."""
+        return self.job.id
 
 
 class Task(Generic[P, R]):

@@ -223,14 +223,18 @@ class Crew:
             claim = job.claim
             if claim.id in member.cancelling:
                 _, asked = member.cancelling[claim.id]
-                outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=asked))
+                outcomes.append(
+                    Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=asked)
+                )
             elif not job.started:
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.RELEASED))
             elif claim.id in member.doomed:
                 outcomes.append(member.doomed[claim.id])
             elif reason is None and not member.doomed:
                 # The first line groups dead letters by cause, so the process stands in the second.
-                error = ErrorInfo("ExecutorDied", f"its executor died while it ran\n(process {member.launched.pid})")
+                error = ErrorInfo(
+                    "ExecutorDied", f"its executor died while it ran\n(process {member.launched.pid})"
+                )
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CRASHED, job.ran_us, error=error))
             else:
                 outcomes.append(

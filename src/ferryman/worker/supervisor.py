@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import math
 import selectors
 import socket
 import time
@@ -333,20 +334,21 @@ class Supervisor:
                 self.phase = Phase.ACTIVE
                 if self._desk is not None:
                     self._desk.hungry = True
-            case "drain" | "stop":
+            case "drain":
+                self.drain(math.inf)
+            case "stop":
                 self.drain()
             case _:
                 pass
 
-    def drain(self) -> None:
-        """Claim no more, finish what runs, give back the rest."""
+    def drain(self, patience: float | None = None) -> None:
+        """Claim no more, finish what runs within so many seconds, give back the rest."""
         if self.phase in (Phase.DRAINING, Phase.KILLED):
             return
-        log.info(
-            "stopping: %d jobs run on, for %g s at most", self.crew.running(), self.settings.shutdown_timeout
-        )
+        patience = self.settings.shutdown_timeout if patience is None else patience
+        log.info("stopping: %d jobs run on, for %g s at most", self.crew.running(), patience)
         self.phase = Phase.DRAINING
-        self._deadline = time.monotonic() + self.settings.shutdown_timeout
+        self._deadline = time.monotonic() + patience
         self._outcomes += [Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in self._suspects]
         self._suspects.clear()
         for member in [each for each in self.crew.members if not each.ready]:
@@ -401,7 +403,9 @@ class Supervisor:
             for frame in frames:
                 self._understand(member, frame)
         if self._desk is None and reason is None:
-            raise ConfigError("the executor ended while it loaded the app, without a word; try to import the app")
+            raise ConfigError(
+                "the executor ended while it loaded the app, without a word; try to import the app"
+            )
         lost = member.casualties()
         if reason is None and not member.doomed and not member.retiring:
             log.error("executor %d died with %d jobs", member.launched.pid, len(lost))

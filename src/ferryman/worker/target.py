@@ -70,7 +70,7 @@ def _import_module(name: str) -> ModuleType:
         raise AppNotFound(
             f"there is no module {error.name!r}; it was looked for in {str(Path.cwd())!r} and in the "
             f"installed packages{near}"
-        ) from error
+        ) from None
     except (Exception, SystemExit) as error:
         raise _broken(name, error) from _trimmed(error)
 

@@ -18,7 +18,7 @@ from ferryman.cli.output import Cell, Column, number, say, table
 
 __all__ = ["as_fields", "show_account", "show_next"]
 
-_NAMED = 3
+_NAMED = 2
 """Files that are named for each cause, or each fault."""
 
 

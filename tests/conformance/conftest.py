@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from ferryman.clock import ManualClock
 
@@ -22,6 +22,7 @@ settings.register_profile(
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
+    phases=(Phase.explicit, Phase.generate),
     suppress_health_check=_PATIENT,
 )
 settings.register_profile(
@@ -32,7 +33,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=_PATIENT,
 )
-# ``steady`` tries the same examples each time; HYPOTHESIS_PROFILE=wander looks for new ones.
+# ``steady`` tries the same examples each time and ends soon; HYPOTHESIS_PROFILE=wander looks for new ones, and
+# takes minutes to make one that fails small.
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -223,3 +224,21 @@ def check_counts(store: Store) -> None:
     """Invariant: counts equal the rows."""
     jobs = store.runner().run(store.find(Filter(), 1_000_000))
     assert counts_as_kept(store) == counts_of_rows(jobs)
+
+
+def wakes(sleeper: Runner, store: Store, runner: Runner) -> bool:
+    """Whether a thread that waits for a minute is woken by commits of `runner`."""
+    awake = threading.Event()
+
+    def sleep() -> None:
+        sleeper.wait(60)
+        awake.set()
+
+    thread = threading.Thread(target=sleep, daemon=True)
+    thread.start()
+    for _ in range(200):
+        runner.run(store.enqueue([new_job()]))
+        if awake.wait(0.05):
+            thread.join()
+            return True
+    return False

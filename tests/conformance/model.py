@@ -295,7 +295,9 @@ class Model:
             if unique:
                 self.unique[unique.key] = row.id
             row.attempt, row.deaths, row.deadline, row.run_at = 0, 0, None, now
-            self._join_key(row.new, now)
+            key = row.new.key
+            if key and not any(r.new.key == key and r.state not in FINISHED for r in self.rows.values()):
+                self.room[key] = 1 if row.new.ordered else row.new.room
             self._arrive(row)
             replayed += 1
         return replayed

@@ -252,6 +252,16 @@ def test_a_key_that_was_empty_in_between_lets_its_due_jobs_in(ferry: Ferry) -> N
     assert ferry.state(ids[2]) is PARKED
 
 
+def test_a_replay_does_not_change_what_the_last_enqueue_said_of_the_room(ferry: Ferry) -> None:
+    first = ferry.add(key="k", room=3)
+    ferry.finish_next(OutcomeKind.DEAD)
+    ids = ferry.add_many(2, key="k", room=1)
+
+    ferry.replay(first)
+
+    assert ferry.states([first, *ids]) == [PARKED, READY, PARKED]
+
+
 def test_a_replayed_job_enters_a_key_that_was_empty(ferry: Ferry) -> None:
     ids = ferry.add_many(3, key="k", room=2)
     for _ in ids:

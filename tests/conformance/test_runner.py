@@ -1,23 +1,20 @@
-"""Runners: one transaction is all or nothing, from any thread, event loop or process."""
+"""Runners: one transaction is all or nothing, from any thread or event loop."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import threading
-import traceback
-import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ferryman.errors import UnknownParent
-from ferryman.io.operation import Runner
-from ferryman.job import JobId, NewJob, OutcomeKind, State, Unique, WorkerId, new_id
-from ferryman.store.port import Enqueued, Filter, Store, Take
+from ferryman.io.operation import Operation, Requests
+from ferryman.job import JobId, NewJob, State, Unique, WorkerId, new_id
+from ferryman.store.port import Enqueued, Filter, Take
 
-from .driver import ALL, W1, Ferry, new_job
+from .driver import ALL, W1, Ferry, new_job, wakes
 
 THREADS = 8
 
@@ -282,6 +279,55 @@ def test_an_enqueue_that_is_refused_does_not_harm_those_beside_it(ferry: Ferry) 
     assert {job.id for job in ferry.jobs()} == set(kept)
 
 
+def test_an_operation_that_breaks_does_not_harm_those_beside_it(ferry: Ferry) -> None:
+    kept: list[JobId] = []
+
+    def breaking(now: int) -> Requests[None]:
+        yield from ferry.store.enqueue([new_job()]).body(now)
+        raise ZeroDivisionError
+
+    def race(number: int) -> None:
+        for _ in range(20):
+            if number % 2:
+                with pytest.raises(ZeroDivisionError):
+                    ferry.run(Operation("breaking", breaking))
+            else:
+                job = new_job()
+                ferry.run(ferry.store.enqueue([job]))
+                kept.append(job.id)
+
+    _in_threads(race)
+
+    assert {job.id for job in ferry.jobs()} == set(kept)
+
+
+def test_a_thread_beside_a_crowd_of_coroutines_gets_its_own_answers(ferry: Ferry) -> None:
+    store = ferry.store
+    crowd = [new_job(task="of-the-crowd") for _ in range(1_000)]
+    mine: list[JobId] = []
+    over = threading.Event()
+
+    def produce() -> None:
+        while not over.is_set():
+            mine.append(ferry.add(task="of-the-thread"))
+
+    async def live() -> None:
+        runner = store.async_runner()
+        answers = await asyncio.gather(*(runner.run(store.enqueue([job])) for job in crowd))
+        assert answers == [[Enqueued(job.id)] for job in crowd]
+        await runner.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        producing = pool.submit(produce)
+        try:
+            asyncio.run(live())
+        finally:
+            over.set()
+        producing.result()
+
+    assert {job.id for job in ferry.jobs()} == {*mine, *(job.id for job in crowd)}
+
+
 def test_a_lock_that_threads_race_for_goes_to_one(ferry: Ferry) -> None:
     tokens: list[int | None] = []
 
@@ -319,26 +365,8 @@ def test_waiting_ends_by_itself(ferry: Ferry) -> None:
     ferry.runner.wait(0.001)
 
 
-def _wakes(sleeper: Runner, store: Store, runner: Runner) -> bool:
-    """Whether a thread that waits for a minute is woken by commits of `runner`."""
-    awake = threading.Event()
-
-    def sleep() -> None:
-        sleeper.wait(60)
-        awake.set()
-
-    thread = threading.Thread(target=sleep, daemon=True)
-    thread.start()
-    for _ in range(200):
-        runner.run(store.enqueue([new_job()]))
-        if awake.wait(0.05):
-            thread.join()
-            return True
-    return False
-
-
 def test_waiting_ends_when_another_thread_commits(ferry: Ferry) -> None:
-    assert _wakes(ferry.runner, ferry.store, ferry.runner)
+    assert wakes(ferry.runner, ferry.store, ferry.runner)
 
 
 def test_waiting_in_an_event_loop_ends_when_a_thread_commits(ferry: Ferry) -> None:
@@ -360,119 +388,3 @@ def test_waiting_in_an_event_loop_ends_when_a_thread_commits(ferry: Ferry) -> No
     finally:
         stop.set()
         producer.join()
-
-
-# -- several stores and processes on one place
-
-
-def test_waiting_ends_when_another_store_of_the_same_place_commits(shared_ferry: Ferry) -> None:
-    other = shared_ferry.reopen()
-
-    assert _wakes(shared_ferry.runner, other, other.runner())
-    other.close()
-
-
-def test_two_stores_of_the_same_place_share_their_jobs(shared_ferry: Ferry) -> None:
-    other = shared_ferry.reopen()
-    job = shared_ferry.add(unique=Unique("u"))
-
-    (duplicate,) = other.runner().run(other.enqueue([new_job(unique=Unique("u"))]))
-    claimed = other.runner().run(other.claim(W1, [Take("default", 0, 1)], 1))
-    other.close()
-
-    assert duplicate == Enqueued(job, duplicate=True)
-    assert [claim.id for claim in claimed.jobs] == [job]
-    assert shared_ferry.settle(claimed.jobs[0], OutcomeKind.SUCCEEDED)
-
-
-def test_what_was_enqueued_outlives_the_store_object(shared_ferry: Ferry) -> None:
-    job = shared_ferry.add(args=b"kept", key="k")
-    parked = shared_ferry.add(key="k")
-
-    other = shared_ferry.reopen()
-    found = other.runner().run(other.get([job, parked]))
-    other.close()
-
-    assert [one and one.state for one in found] == [State.READY, State.PARKED]
-    assert found[0] is not None
-    assert found[0].args == b"kept"
-
-
-def _in_child(work: Callable[[], None]) -> int:
-    """Run `work` in a forked child; its exit status."""
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads; a store must bear them.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        signal.alarm(30)
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def test_a_forked_child_can_go_on_using_the_store(shared_ferry: Ferry) -> None:
-    ferry = shared_ferry
-    before = ferry.add()
-
-    def child() -> None:
-        assert ferry.finish_next() == before
-        ferry.store.runner().run(ferry.store.enqueue([new_job(task="of-the-child")]))
-
-    status = _in_child(child)
-    ferry.add(task="of-the-parent")
-
-    assert status == 0
-    assert [job.task for job in ferry.jobs()] == ["work", "of-the-child", "of-the-parent"]
-    assert ferry.state(before) is State.SUCCEEDED
-
-
-def test_parent_and_child_produce_at_the_same_time(shared_ferry: Ferry) -> None:
-    ferry = shared_ferry
-    ferry.add()
-    reader, writer = os.pipe()
-
-    def child() -> None:
-        os.write(writer, b"go")
-        for _ in range(50):
-            ferry.add(task="of-the-child")
-
-    def produce_beside() -> None:
-        os.read(reader, 2)
-        for _ in range(50):
-            ferry.add(task="of-the-parent")
-
-    beside = threading.Thread(target=produce_beside)
-    beside.start()
-    status = _in_child(child)
-    beside.join()
-    os.close(reader)
-    os.close(writer)
-
-    tasks = [job.task for job in ferry.jobs()]
-    assert status == 0
-    assert (tasks.count("of-the-child"), tasks.count("of-the-parent")) == (50, 50)
-
-
-def test_a_child_forked_beside_an_event_loop_can_use_the_store(shared_ferry: Ferry) -> None:
-    ferry = shared_ferry
-
-    def child() -> None:
-        ferry.add_many(2, task="of-the-child")
-
-    async def live() -> int:
-        runner = ferry.store.async_runner()
-        await runner.run(ferry.store.enqueue([new_job()]))
-        status = _in_child(child)
-        await runner.run(ferry.store.enqueue([new_job()]))
-        await runner.close()
-        return status
-
-    status = asyncio.run(live())
-
-    assert status == 0
-    assert len(ferry.jobs()) == 4

@@ -104,6 +104,30 @@ def test_a_child_of_a_child_and_a_parent_that_ends_first(harbour: Harbour) -> No
     wait_for(harbour.settled(ready=23))
 
 
+def test_a_parent_that_lets_go_of_the_store_takes_no_jobs_of_its_child_along(harbour: Harbour) -> None:
+    tasks = harbour.load(MARK)
+    tasks.mark.enqueue(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            tasks.mark.enqueue(1)
+            harbour.touch("child")
+            wait_for((harbour.folder / "parent").exists)
+            for n in range(2, 20):
+                tasks.mark.enqueue(n)
+        finally:
+            os._exit(0)
+
+    wait_for((harbour.folder / "child").exists)
+    harbour.app.close()
+    harbour.touch("parent")
+    reap([pid])
+
+    assert harbour.counts() == {"ready": 20}
+
+
 SPREAD = """
 import multiprocessing, tasks
 

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from ferryman.clock import Clock
 from ferryman.errors import (
-    FerrymanError,
     StoreCorrupt,
     StoreError,
     StoreFull,
@@ -125,7 +124,8 @@ class Database:
         ticket = _Ticket(operations)
         self._tickets.append(ticket)
         with self._write_lock:
-            if not ticket.done:
+            # More than one group may wait before it.
+            while not ticket.done:
                 self._commit_waiting()
         if ticket.error is not None:
             raise ticket.error
@@ -420,7 +420,10 @@ def _perform_apart(connection: sqlite3.Connection, ticket: _Ticket, now: int, be
     connection.execute("SAVEPOINT ticket")
     try:
         _perform_ticket(connection, ticket, now, bells)
-    except FerrymanError as error:
+    except sqlite3.Error:
+        # The disk is full, or worse: that concerns all.
+        raise
+    except Exception as error:
         connection.execute("ROLLBACK TO ticket")
         ticket.error = error
     connection.execute("RELEASE ticket")

@@ -23,6 +23,10 @@ from ferryman.cli.target import Target, pass_target
 __all__ = ["bench"]
 
 
+_MOST_JOBS = 400_000
+"""Workers with the default settings delete finished jobs beyond half a million, and then none could be counted."""
+
+
 class _Measure(NamedTuple):
     """One run, and the figures that it gives."""
 
@@ -72,7 +76,7 @@ _MEASURES = (
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 @click.option(
     "--jobs",
-    type=click.IntRange(100),
+    type=click.IntRange(100, _MOST_JOBS),
     default=Extent().jobs,
     show_default=True,
     help="Jobs that a worker drains.",

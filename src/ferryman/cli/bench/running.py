@@ -18,7 +18,7 @@ from ferryman.job import State
 __all__ = ["MeasureFailed", "Running", "count", "run_worker", "wait_for"]
 
 _PROGRAM = [sys.executable, "-c", "from ferryman.cli import main; main()"]
-_GIVE_UP = 60.0
+_PATIENCE = 60.0
 
 
 class MeasureFailed(FerrymanError):
@@ -78,15 +78,17 @@ def _process(url: str, folder: Path) -> Iterator[Running]:
             process.wait()
 
 
-def wait_for(condition: Callable[[], bool], running: Running, *, nap: float) -> None:
-    """Ask every `nap` seconds until the answer is yes. Raises MeasureFailed if the worker ends, or after a minute
-    in which nothing was reached."""
-    give_up = time.monotonic() + _GIVE_UP
+def wait_for(
+    condition: Callable[[], bool], running: Running, *, nap: float, patience: float = _PATIENCE
+) -> None:
+    """Ask every `nap` seconds until the answer is yes. Raises MeasureFailed if the worker ends, or after
+    `patience` seconds."""
+    give_up = time.monotonic() + patience
     while not condition():
         running.check()
         if time.monotonic() > give_up:
             raise MeasureFailed(
-                f"the worker has not got there within {_GIVE_UP:g} s; the machine may be too busy"
+                f"the worker has not got there within {patience:g} s; the machine may be too busy"
             )
         time.sleep(nap)
 

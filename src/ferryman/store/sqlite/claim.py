@@ -24,7 +24,7 @@ _WORKER = "SELECT id, queues FROM worker WHERE name = ? AND gone IS NULL"
 
 _NEXT_DUE = "SELECT min(run_at) FROM job INDEXED BY job_scheduled WHERE state = 1"
 _NEXT_LATE = "SELECT min(deadline) FROM job INDEXED BY job_deadline WHERE deadline IS NOT NULL AND state < 4"
-_NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"  # noqa: S608
+_NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"
 
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """

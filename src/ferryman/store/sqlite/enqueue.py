@@ -60,22 +60,19 @@ class _Place(NamedTuple):
 def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
     ledger = Ledger(now)
     answers: list[Enqueued] = []
-    within_bounds: set[str] = set()
+    first_seq: int | None = None
+    bounded: dict[str, int] = {}
     # Jobs of this batch that are duplicates: their children wait for the job that stands for them.
     stands_for: dict[JobId, JobId] = {}
     for run in _runs(jobs):
-        queue = run[0].queue
         place = yield from _look_up(run[0])
-        if place.max_size is not None and queue not in within_bounds:
-            yield from _keep_bound(ledger, queue, [job.id for job in jobs if job.queue == queue])
-            within_bounds.add(queue)
+        if first_seq is None:
+            first_seq = place.first_seq
+        if place.max_size is not None:
+            bounded[run[0].queue] = place.max_size
         # What a duplicate names is not made for its sake.
         is_new = place.lane is None or place.task is None
-        if (
-            place.fair
-            or not _is_plain(run[0])
-            or (is_new and (yield from _count_known([job.id for job in run])))
-        ):
+        if place.fair or not _is_plain(run[0]) or (is_new and (yield from _is_any_known(run))):
             yield from _enqueue_each(ledger, run, answers, stands_for)
             continue
         try:
@@ -85,6 +82,8 @@ def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
             # Some are known already: this is the second try of a producer that got no answer to the first.
             yield from _enqueue_each(ledger, run, answers, stands_for)
     yield from ledger.close()
+    for queue, max_size in bounded.items():
+        yield from _keep_bound(now, queue, max_size, first_seq or 0)
     return answers
 
 
@@ -274,8 +273,7 @@ def _remember(ledger: Ledger, job: NewJob, seq: int) -> Requests[None]:
             (*marks, FLAG.CHILDREN),
         )
     if job.unique is not None:
-        if job.unique.period is None:
-            yield Query("UPDATE body SET unique_key = ? WHERE seq = ?", (job.unique.key, seq))
+        yield Query("UPDATE body SET unique_key = ? WHERE seq = ?", (job.unique.key, seq))
         until = None if job.unique.period is None else ledger.now + job.unique.period
         yield Query(
             "INSERT INTO unique_key (key, seq, id, until) VALUES (?, ?, ?, ?)"
@@ -309,45 +307,45 @@ def _rank(job: NewJob) -> int:
 # -- bounds ----------------------------------------------------------------------------------------
 
 
-def _keep_bound(ledger: Ledger, queue: str, ids: Sequence[JobId]) -> Requests[None]:
-    """Refuse the batch if a bounded queue has no room for these jobs, or make room, as the queue's rule says."""
-    ((max_size, overflow),) = yield Query("SELECT max_size, overflow FROM queue WHERE name = ?", (queue,))
+def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests[None]:
+    """Now that the batch is in, refuse it if the queue is too full, or drop older jobs, as the queue's rule says.
+
+    Looking afterwards counts exactly those that take a place: no duplicates, none that were born cancelled.
+    """
     ((pending,),) = yield Query(
         "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
     )
-    excess = pending + len(ids) - max_size
-    if excess > 0:
-        # A producer that repeats an enqueue must not be refused what is stored already.
-        excess -= yield from _count_known(ids)
+    excess = pending - max_size
     if excess <= 0:
         return
-    if overflow != "drop_oldest" or len(ids) > max_size:
+    ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
+    if overflow != "drop_oldest":
         raise QueueFull(queue, max_size)
-    yield from _drop_oldest(ledger, queue, excess)
-
-
-def _count_known(ids: Sequence[JobId]) -> Requests[int]:
-    ((known,),) = yield Query(
-        "SELECT count(*) FROM json_each(?2) n JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)",
-        ids_param(ids),
-    )
-    return int(known)
+    rows: list[Any] = []
+    for query in _OLDEST:
+        rows += yield Query(query, (queue, first_seq, excess))
+    if len(rows) < excess:
+        raise QueueFull(queue, max_size)
+    ledger = Ledger(now)
+    dropped: list[Finished] = []
+    for seq, id_, lane, state, flags, key in sorted(rows)[:excess]:
+        reason = f"dropped: queue {queue} was full"
+        dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
+    yield from let_go(ledger, dropped)
+    yield from ledger.close()
 
 
 # One for each state, by the index of that state.
 _OLDEST = [
     "SELECT seq, id, lane, state, flags, key FROM job"  # noqa: S608
-    f" WHERE state = {int(state)} AND lane IN (SELECT id FROM lane WHERE queue = ?) ORDER BY seq LIMIT ?"
+    f" WHERE state = {int(state)} AND lane IN (SELECT id FROM lane WHERE queue = ?) AND seq < ? ORDER BY seq LIMIT ?"
     for state in sorted(PENDING)
 ]
 
 
-def _drop_oldest(ledger: Ledger, queue: str, count: int) -> Requests[None]:
-    reason = f"dropped: queue {queue} was full"
-    rows: list[Any] = []
-    for query in _OLDEST:
-        rows += yield Query(query, (queue, count))
-    dropped: list[Finished] = []
-    for seq, id_, lane, state, flags, key in sorted(rows)[:count]:
-        dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
-    yield from let_go(ledger, dropped)
+def _is_any_known(jobs: Sequence[NewJob]) -> Requests[bool]:
+    ((known,),) = yield Query(
+        "SELECT EXISTS (SELECT 1 FROM json_each(?2) n JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16))",
+        ids_param([job.id for job in jobs]),
+    )
+    return bool(known)

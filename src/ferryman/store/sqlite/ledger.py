@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ferryman.io.operation import Requests
@@ -55,7 +55,7 @@ class Ledger:
         self.woke = False
         """Whether a sleeping worker should look: a job got ready, is scheduled anew, or there is an order."""
         self._counts: dict[int, list[int]] = {}
-        self._stats: defaultdict[tuple[int, int, int, int], int] = defaultdict(int)
+        self._stats: Counter[tuple[int, int, int, int]] = Counter()
         self._lanes: dict[int, LaneInfo] = {}
 
     def move(self, lane: int, before: int | None, after: int | None, count: int = 1) -> None:
@@ -73,6 +73,10 @@ class Ledger:
     def note(self, lane: int, task: int, kind: int, bucket: int = 0, count: int = 1) -> None:
         """Count something in the statistics of this minute."""
         self._stats[lane, task, kind, bucket] += count
+
+    def note_all(self, keys: Iterable[tuple[int, int, int, int]]) -> None:
+        """Count each of many things: (lane, task, kind, bucket)."""
+        self._stats.update(keys)
 
     def lane(self, lane: int) -> Requests[LaneInfo]:
         """What a lane is, asked once a transaction."""

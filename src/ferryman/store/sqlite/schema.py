@@ -112,7 +112,7 @@ CREATE TABLE body (
     result BLOB,
     tenant TEXT,
     tags TEXT,                              -- JSON array
-    unique_key TEXT,                        -- taken anew when it is replayed
+    unique_key TEXT,                        -- must be free when it is replayed
     reason TEXT,
     progress REAL
 );

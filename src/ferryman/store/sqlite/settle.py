@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -62,43 +63,51 @@ def settle(now: int, worker: WorkerId, outcomes: Sequence[Outcome]) -> Requests[
     rows = yield Query(_LEASED, (*ids_param([outcome.id for outcome in outcomes]), worker))
     accepted = [False] * len(outcomes)
     settled: set[int] = set()
-    done: list[tuple[int, int, int]] = []
-    results: list[tuple[bytes, int]] = []
-    finished: list[Finished] = []
+    succeeded: list[tuple[Leased, Outcome]] = []
     others: list[tuple[Leased, Outcome]] = []
-    for row in rows:
-        outcome = outcomes[row[0]]
-        seq = row[1]
+    for place, *fields in rows:
+        job, outcome = Leased._make(fields), outcomes[place]
         # Twice in one batch: the first one has it.
-        if row[6] != outcome.lease or seq in settled:
-            continue
-        settled.add(seq)
-        accepted[row[0]] = True
-        if outcome.kind != OutcomeKind.SUCCEEDED:
-            others.append((Leased(*row[1:]), outcome))
-            continue
-        started = now - outcome.ran_us // 1000
-        done.append((started, now, seq))
-        if outcome.result is not None:
-            results.append((outcome.result, seq))
-            if outcome.keep_result is not None:
-                yield Query("UPDATE job SET result_until = ? WHERE seq = ?", (now + outcome.keep_result, seq))
-        lane, task, flags, key = row[3], row[4], row[5], row[11]
-        ledger.move(lane, State.RUNNING, State.SUCCEEDED)
-        _measure(ledger, lane, task, row[10], started, outcome.ran_us)
-        ledger.note(lane, task, STAT.SUCCEEDED)
-        if flags or key is not None:
-            finished.append(Finished(seq, row[2], flags, key, succeeded=True))
-    if done:
-        yield Many("UPDATE job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ?", done)
-    if results:
-        yield Many("UPDATE body SET result = ? WHERE seq = ?", results)
-    if finished:
-        yield from let_go(ledger, finished)
+        if job.lease == outcome.lease and job.seq not in settled:
+            settled.add(job.seq)
+            accepted[place] = True
+            (succeeded if outcome.kind is OutcomeKind.SUCCEEDED else others).append((job, outcome))
+    yield from _succeed(ledger, succeeded)
     for job, outcome in others:
         yield from settle_leased(ledger, job, outcome)
     yield from ledger.close()
     return accepted
+
+
+def _succeed(ledger: Ledger, jobs: Sequence[tuple[Leased, Outcome]]) -> Requests[None]:
+    """The common case, for all at once."""
+    now = ledger.now
+    times = [(now - outcome.ran_us // 1000, now, job.seq) for job, outcome in jobs]
+    if times:
+        yield Many("UPDATE job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ?", times)
+    results = [(outcome.result, job.seq) for job, outcome in jobs if outcome.result is not None]
+    if results:
+        yield Many("UPDATE body SET result = ? WHERE seq = ?", results)
+    kept = [(now + outcome.keep_result, job.seq) for job, outcome in jobs if outcome.keep_result is not None]
+    if kept:
+        yield Many("UPDATE job SET result_until = ? WHERE seq = ?", kept)
+    for (lane, task), count in Counter([(job.lane, job.task) for job, _ in jobs]).items():
+        ledger.move(lane, State.RUNNING, State.SUCCEEDED, count)
+        ledger.note(lane, task, STAT.SUCCEEDED, count=count)
+    ledger.note_all(
+        [
+            (job.lane, job.task, STAT.WAITED, bucket_of((started - job.run_at) * 1000))
+            for (job, _), (started, _, _) in zip(jobs, times, strict=True)
+        ]
+    )
+    ledger.note_all([(job.lane, job.task, STAT.RAN, bucket_of(outcome.ran_us)) for job, outcome in jobs])
+    concerning = [
+        Finished(job.seq, job.id, job.flags, job.key, succeeded=True)
+        for job, _ in jobs
+        if job.flags or job.key is not None
+    ]
+    if concerning:
+        yield from let_go(ledger, concerning)
 
 
 def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1) -> Requests[State]:

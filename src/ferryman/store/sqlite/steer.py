@@ -87,13 +87,15 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
         which,
         "j.seq, j.id, j.lane, j.state, j.flags, j.key, j.room, b.unique_key",
         among=tuple(sorted(FINISHED)),
-        extra="NOT EXISTS (SELECT 1 FROM unique_key u WHERE u.key = b.unique_key AND (until IS NULL OR until > ?))",
+        extra="NOT EXISTS (SELECT 1 FROM unique_key u WHERE u.key = b.unique_key AND u.seq <> j.seq"
+        " AND (u.until IS NULL OR u.until > ?))",
         extra_params=(now,),
         limit=limit,
     )
     count = 0
     for seq, id_, lane, state, flags, key, room, unique in rows:
-        if unique is not None and not (yield from _take_unique(now, seq, id_, unique)):
+        if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START) and not (yield from _take_unique(now, seq, id_, unique)):
+            # Another of this batch has just taken it.
             continue
         yield Query(
             "UPDATE job SET attempt = 0, deaths = 0, started_at = NULL, finished_at = NULL, worker = NULL,"

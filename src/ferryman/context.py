@@ -85,10 +85,7 @@ class Context:
 
     def progress(self, fraction: float, text: str | None = None) -> None:
         """Report how much is done, from 0 to 1; people see it live. Cheap: reports are sent in batches."""
-        if text is not None:
-            # Apart, since of progress only the newest report is kept, but every text.
-            self.note(text)
-        self._sink(JobNote(self._claim.id, self._claim.lease, min(max(fraction, 0.0), 1.0)))
+        self._sink(JobNote(self._claim.id, self._claim.lease, min(max(fraction, 0.0), 1.0), text))
 
     def note(self, text: str) -> None:
         """Keep a line with the job, for whoever looks at it later."""

@@ -335,9 +335,7 @@ class Work(Protocol):
         """
         ...
 
-    def claim(
-        self, worker: WorkerId, plan: Sequence[Take], limit: int
-    ) -> Operation[Claimed]:
+    def claim(self, worker: WorkerId, plan: Sequence[Take], limit: int) -> Operation[Claimed]:
         """Lease up to `limit` jobs to a registered worker, as the plan says, in the plan's order.
 
         First, due SCHEDULED jobs are promoted (to READY, or PARKED if their key is full) and pending jobs
@@ -378,9 +376,7 @@ class Work(Protocol):
         """Make a worker known, with a lease of so many ms on all it will claim."""
         ...
 
-    def heartbeat(
-        self, worker: WorkerId, status: WorkerStatus, lease: int
-    ) -> Operation[list[Order]]:
+    def heartbeat(self, worker: WorkerId, status: WorkerStatus, lease: int) -> Operation[list[Order]]:
         """Renew all leases of the worker and collect its orders, each of which is given once.
 
         Raises WorkerGone if it is not registered, has left or was rescued from.
@@ -453,9 +449,7 @@ class Steering(Protocol):
         """Stop or resume claims from these queues; they are made if they do not exist."""
         ...
 
-    def cancel(
-        self, which: Filter, limit: int, reason: str | None = None
-    ) -> Operation[int]:
+    def cancel(self, which: Filter, limit: int, reason: str | None = None) -> Operation[int]:
         """Cancel jobs: pending ones now; for running ones their worker gets an order, once for each lease, which
         is void when that lease has ended before it is read.
         Finished ones are not counted. Children are told as by a settle."""

@@ -14,6 +14,7 @@ import msgspec
 from ferryman.config import WorkerSettings, load_settings
 from ferryman.errors import ConfigError, MissingExtra
 from ferryman.store.open import open_store
+from ferryman.store.port import Store
 from ferryman.worker.member import launch_process
 from ferryman.worker.supervisor import Supervisor
 
@@ -44,7 +45,7 @@ def run_worker(start: WorkerStart) -> int:
     )
     supervisor = Supervisor(
         functools.partial(launch_process, start.target),
-        open_store,
+        _open_shared_store,
         settings=_settings(start.overrides),
         overrides=start.overrides,
         queues=start.queues,
@@ -55,6 +56,16 @@ def run_worker(start: WorkerStart) -> int:
         _reload_on_change(supervisor)
     supervisor.run()
     return 0
+
+
+def _open_shared_store(url: str) -> Store:
+    store = open_store(url)
+    if not store.capabilities.shared:
+        raise ConfigError(
+            f"the store {store.url} lives inside one program, so a worker beside it would never see a job; "
+            "name a store of a file, sqlite:///jobs.db, or run the jobs in the program: with app.worker(): …"
+        )
+    return store
 
 
 def _settings(overrides: dict[str, Any]) -> WorkerSettings:

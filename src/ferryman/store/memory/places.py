@@ -6,7 +6,17 @@ from ferryman.job import State
 from ferryman.store.memory.book import Book, Card, Key, Lane
 from ferryman.store.memory.line import Line
 
-__all__ = ["enter", "free_place", "go_on", "join_key", "leave_key", "next_tag", "park", "schedule"]
+__all__ = [
+    "enter",
+    "free_place",
+    "go_on",
+    "join_key",
+    "leave_key",
+    "next_tag",
+    "park",
+    "rejoin_key",
+    "schedule",
+]
 
 _READY, _SCHEDULED, _PARKED = State.READY, State.SCHEDULED, State.PARKED
 
@@ -51,14 +61,20 @@ def park(book: Book, card: Card) -> None:
 
 def join_key(book: Book, name: str, room: int, now: int) -> None:
     """Count an unfinished job to its key, which has as many places from now on as this job says."""
+    key = rejoin_key(book, name, room)
+    key.room = room
+    _admit(book, key, now)
+
+
+def rejoin_key(book: Book, name: str, room: int) -> Key:
+    """Count a replayed job to its key; what later jobs said of its places goes on to hold."""
     key = book.keys.get(name)
     if key is None:
         key = Key(room, Line())
         book.put(book.keys, name, key)
     book.touch(key)
     key.jobs += 1
-    key.room = room
-    _admit(book, key, now)
+    return key
 
 
 def free_place(book: Book, card: Card, now: int) -> None:

@@ -8,7 +8,7 @@ from ferryman.job import FINISHED, PENDING, JobId, State
 from ferryman.store.memory.book import Book, Card, Fading
 from ferryman.store.memory.filters import matching
 from ferryman.store.memory.finish import erase, finish, give_back_unique
-from ferryman.store.memory.places import enter, join_key, next_tag, park
+from ferryman.store.memory.places import enter, next_tag, park, rejoin_key
 from ferryman.store.memory.workers import leave_order
 from ferryman.store.port import Filter, Order, QueueSettings
 
@@ -80,7 +80,7 @@ def _revive(book: Book, card: Card, now: int) -> None:
     if new.unique is not None and new.unique.period is None:
         book.put_fading(book.uniques, new.unique.key, Fading(new.id, 0, None))
     if new.key is not None:
-        join_key(book, new.key, 1 if new.ordered else new.room, now)
+        rejoin_key(book, new.key, 1 if new.ordered else new.room)
     enter(book, card, now)
 
 

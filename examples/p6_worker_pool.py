@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +35,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ferryman import Context, Ferryman, JobHandle, State
+from ferryman import Context, Ferryman, State
 from ferryman.store.port import Filter, WorkerRecord
 
-# The workers import this file as well, and inherit the URL.
-URL = os.environ.setdefault("FERRYMAN_URL", f"sqlite:///{tempfile.mkdtemp(prefix='ferryman-example-')}/jobs.db")
-app = Ferryman(URL)
+# The workers import this file as well, and are told which folder it is.
+FOLDER = Path(os.environ.get("POOL_FOLDER") or tempfile.mkdtemp(prefix="ferryman-example-"))
+app = Ferryman(f"sqlite:///{FOLDER / 'jobs.db'}")
 
 
 @app.task(queue="images")
@@ -53,20 +54,23 @@ def main() -> None:
     print(f"{len(images)} images to resize, and two workers")
     first, second = start_worker(), start_worker()
     try:
-        wait_until(lambda: done(images) >= 20 and len(workers()) == 2 and all(w.status.done for w in workers()))
+        wait_until(lambda: len(workers()) == 2 and all(worker.status.done for worker in workers()))
         show_pool()
         kill(first)
-        wait_until(lambda: done(images) == len(images))
-        wait_until(lambda: sum(worker.status.running for worker in workers()) == 0 or not busy())
+        wait_until(lambda: counts()[State.SUCCEEDED] == len(images))
+        # Workers say with each heartbeat what they are at.
+        wait_until(lambda: not any(worker.status.running for worker in workers() if worker.gone is None))
         show_pool()
     finally:
         for process in (first, second):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            process.wait()
+                process.wait()
     results = [image.result(timeout=0) for image in images]
     again = sum(result.endswith("attempt 2") for result in results)
     print(f"{len(results)} of {len(images)} images resized; {again} of them were begun twice")
+    app.close()
+    shutil.rmtree(FOLDER)
 
 
 # -- workers ---------------------------------------------------------------------------------------
@@ -79,6 +83,7 @@ def start_worker() -> subprocess.Popen[bytes]:
             Path(sys.executable).with_name("ferryman"), "worker", f"{__file__}:app", "--concurrency", "4",
             "--heartbeat", "0.2", "--lease", "10", "--log-level", "ERROR",
         ],
+        env={**os.environ, "POOL_FOLDER": str(FOLDER)},
         start_new_session=True,
     )  # fmt: skip
 
@@ -89,7 +94,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     killed = time.monotonic()
     process.wait()
-    orphans = [job.id for job in busy() if job.worker == victim.info.id]
+    running = app.store.runner().run(app.store.find(Filter(states=(State.RUNNING,)), 1_000))
+    orphans = [job.id for job in running if job.worker == victim.info.id]
     print(f"kill -9 {short(victim)}, with {len(orphans)} jobs in hand")
     wait_until(lambda: any(worker.gone == "dead" for worker in workers()))
     print(f"Recovered {len(orphans)} jobs from dead worker {short(victim)} after {time.monotonic() - killed:.1f}s")
@@ -106,20 +112,12 @@ def short(worker: WorkerRecord) -> str:
 # -- looking ---------------------------------------------------------------------------------------
 
 
-def busy():  # type: ignore[no-untyped-def]
-    return app.store.runner().run(app.store.find(Filter(states=(State.RUNNING,)), 1_000))
-
-
 def counts() -> dict[State, int]:
     total = dict.fromkeys(State, 0)
     for lane in app.store.runner().run(app.store.lanes()):
         for state, count in lane.counts.items():
             total[state] += count
     return total
-
-
-def done(images: list[JobHandle[str]]) -> int:
-    return counts()[State.SUCCEEDED]
 
 
 def show_pool() -> None:

@@ -19,7 +19,8 @@ from ferryman.errors import (
 )
 from ferryman.face import Ferryman
 from ferryman.handle import JobHandle
-from ferryman.job import Cancel, Fail, RetryIn, Snooze, State, Unique
+from ferryman.job import Cancel, Fail, RetryIn, Snooze, State
+from ferryman.options import Unique
 from ferryman.policy.retry import Retry
 from ferryman.store.port import Filter
 from ferryman.task import Call, Task

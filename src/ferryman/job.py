@@ -39,7 +39,7 @@ __all__ = [
     "Signal",
     "Snooze",
     "State",
-    "Unique",
+    "UniqueKey",
     "WorkerId",
     "new_id",
     "new_ids",
@@ -116,7 +116,7 @@ finished; ``hold`` keeps the job waiting, so that a replay of the parent can sti
 """
 
 
-class Unique(msgspec.Struct, frozen=True):
+class UniqueKey(msgspec.Struct, frozen=True):
     """At most one job of the same `key` at a time.
 
     With `period` (ms) the key is taken for so long after the enqueue, whatever becomes of the job.
@@ -153,7 +153,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     room: int = 1
     ordered: bool = False
     """Jobs of the same key run one at a time in the order of their arrival, through retries."""
-    unique: Unique | None = None
+    unique: UniqueKey | None = None
     after: tuple[JobId, ...] = ()
     """Parents: jobs that must finish first."""
     on_parent_failure: OnParentFailure = "cancel"

@@ -10,13 +10,13 @@ import msgspec
 
 from ferryman.clock import millis
 from ferryman.errors import ConfigError
-from ferryman.job import MAX_PRIORITY, MIN_PRIORITY, JobId, NewJob, OnParentFailure, Unique
+from ferryman.job import MAX_PRIORITY, MIN_PRIORITY, JobId, NewJob, OnParentFailure
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PRIORITIES", "HasId", "Options", "Overrides", "Priority", "new_job_template"]
+__all__ = ["PRIORITIES", "HasId", "Options", "Overrides", "Priority", "Unique", "new_job_template"]
 
 PRIORITIES = {"low": -5, "normal": 0, "high": 5, "urgent": 9}
 
@@ -28,6 +28,18 @@ class HasId(Protocol):
 
     @property
     def id(self) -> JobId: ...
+
+
+class Unique(msgspec.Struct, frozen=True):
+    """At most one job of the same `key` at a time; of the same task and arguments if no key is given.
+
+    With `period` (seconds) the key is taken for so long after the enqueue, whatever becomes of the job.
+    Without, it is taken until the job is started or finished, as `until` says.
+    """
+
+    key: str | None = None
+    period: float | None = None
+    until: Literal["started", "finished"] = "finished"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

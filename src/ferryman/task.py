@@ -14,8 +14,8 @@ from ferryman.clock import millis
 from ferryman.context import Context
 from ferryman.errors import BadArguments, ConfigError
 from ferryman.handle import JobHandle
-from ferryman.job import JobId, NewJob, Unique, new_id, new_ids
-from ferryman.options import HasId, Options, Priority, new_job_template
+from ferryman.job import JobId, NewJob, UniqueKey, new_id, new_ids
+from ferryman.options import HasId, Options, Priority, Unique, new_job_template
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
@@ -173,13 +173,18 @@ class Task(Generic[P, R]):
             changes["unique"] = self._unique(self.settings.unique, payload)
         return changes
 
-    def _unique(self, wish: bool | float | str | Unique, payload: bytes) -> Unique:
-        if isinstance(wish, Unique):
-            return wish
-        if isinstance(wish, str):
-            return Unique(wish)
-        key = f"{self.name}:{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
-        return Unique(key, None if wish is True else millis(wish))
+    def _unique(self, wish: bool | float | str | Unique, payload: bytes) -> UniqueKey:
+        match wish:
+            case Unique():
+                unique = wish
+            case str():
+                unique = Unique(wish)
+            case bool():
+                unique = Unique()
+            case _:
+                unique = Unique(period=wish)
+        key = unique.key or f"{self.name}:{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
+        return UniqueKey(key, None if unique.period is None else millis(unique.period), unique.until)
 
 
 def _split(name: str, call: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -26,7 +26,7 @@ from ferryman.job import (
     Outcome,
     OutcomeKind,
     State,
-    Unique,
+    UniqueKey,
     WorkerId,
 )
 from ferryman.store.port import Filter, JobNote, QueueSettings, Retention, Store, Take, WorkerStatus
@@ -170,7 +170,9 @@ class Walk:
             key=key,
             room=2 if key == "k" else 1,
             ordered=key == "o",
-            unique=None if queue == "small" else pick([None, None, Unique("u"), Unique("p", period=3_250)]),
+            unique=None
+            if queue == "small"
+            else pick([None, None, UniqueKey("u"), UniqueKey("p", period=3_250)]),
             after=parents,
             on_parent_failure=pick(["cancel", "continue", "hold"]),
             tenant=pick([None, "acme", "zoo", "other"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.errors import QueueFull
-from ferryman.job import OutcomeKind, State, Unique
+from ferryman.job import OutcomeKind, State, UniqueKey
 from ferryman.store.port import Filter, QueueSettings
 
 from .driver import ALL, Ferry, new_job
@@ -52,9 +52,14 @@ def test_duplicates_take_no_place_in_a_full_queue(ferry: Ferry) -> None:
 def test_duplicates_push_nothing_out_of_a_full_queue(ferry: Ferry, overflow: str) -> None:
     _declare(ferry, 3, overflow)
     known = new_job()
-    ferry.enqueue(known, new_job(unique=Unique("u")))
+    ferry.enqueue(known, new_job(unique=UniqueKey("u")))
 
-    batch = [known, new_job(unique=Unique("u")), new_job(unique=Unique("new")), new_job(unique=Unique("new"))]
+    batch = [
+        known,
+        new_job(unique=UniqueKey("u")),
+        new_job(unique=UniqueKey("new")),
+        new_job(unique=UniqueKey("new")),
+    ]
     answers = ferry.enqueue(*batch)
 
     assert [answer.duplicate for answer in answers] == [True, True, False, True]

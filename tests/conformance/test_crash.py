@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ferryman.io.operation import Operation, Requests
-from ferryman.job import Claim, JobId, Outcome, OutcomeKind, Unique, WorkerId, new_id
+from ferryman.job import Claim, JobId, Outcome, OutcomeKind, UniqueKey, WorkerId, new_id
 from ferryman.store.port import (
     Filter,
     JobNote,
@@ -86,7 +86,7 @@ class Harbour:
         self.scheduled = ferry.add_many(2, delay=LEASE)
         self.short = ferry.add_many(2, ttl=5_000, key="short")
         self.keyed = ferry.add_many(3, key="pool", room=1)
-        self.unique = ferry.add(unique=Unique("once"))
+        self.unique = ferry.add(unique=UniqueKey("once"))
         self.children = self._family(self.ready[0]) + self._family(self.held[0].id)
         run(store.cancel(Filter(ids=(self.held[7].id,)), 1, "enough"))
         run(store.order([W1], Order("pause")))
@@ -106,7 +106,7 @@ class Harbour:
         return claims
 
     def _family(self, parent: JobId) -> list[JobId]:
-        child = self.ferry.add(after=(parent,), key="child", unique=Unique(f"child-of-{parent}"))
+        child = self.ferry.add(after=(parent,), key="child", unique=UniqueKey(f"child-of-{parent}"))
         return [
             child,
             self.ferry.add(after=(parent,), on_parent_failure="continue", key="child"),
@@ -149,8 +149,8 @@ def _cargo(harbour: Harbour) -> Operation[Any]:
             new_job(after=(harbour.finished[0],), delay=1_000),
             new_job(key="pool", room=2, priority=3),
             new_job(key="fresh", ordered=True, ttl=1_000),
-            new_job(unique=Unique("once")),
-            new_job(unique=Unique("twice", period=5_000)),
+            new_job(unique=UniqueKey("once")),
+            new_job(unique=UniqueKey("twice", period=5_000)),
             new_job(queue="fair", tenant="b"),
             new_job(queue="small"),
             new_job(queue="small"),

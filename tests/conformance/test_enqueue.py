@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.errors import UnknownParent
-from ferryman.job import JobId, State, Unique, new_id
+from ferryman.job import JobId, State, UniqueKey, new_id
 from ferryman.store.port import Enqueued
 
 from .driver import Ferry, new_job
@@ -134,7 +134,7 @@ def test_a_duplicate_in_a_batch_does_not_keep_the_others_from_being_stored(ferry
 
 
 def test_a_refused_batch_leaves_nothing_behind(ferry: Ferry) -> None:
-    good = [new_job(key="k"), new_job(unique=Unique("u")), new_job(queue="never-seen", delay=5)]
+    good = [new_job(key="k"), new_job(unique=UniqueKey("u")), new_job(queue="never-seen", delay=5)]
 
     with pytest.raises(UnknownParent):
         ferry.enqueue(*good, new_job(after=(new_id(),)))

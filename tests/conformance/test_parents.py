@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.errors import UnknownParent
-from ferryman.job import ErrorInfo, JobId, OnParentFailure, OutcomeKind, State, Unique, new_id
+from ferryman.job import ErrorInfo, JobId, OnParentFailure, OutcomeKind, State, UniqueKey, new_id
 from ferryman.store.port import Enqueued
 
 from .driver import BOOM, LEASE, Ferry, new_job
@@ -137,8 +137,8 @@ def test_a_parent_that_the_store_does_not_have_is_refused(ferry: Ferry, in_the_b
 
 
 def test_a_child_in_a_batch_waits_for_the_job_that_its_parent_is_a_duplicate_of(ferry: Ferry) -> None:
-    holder = ferry.add(unique=Unique("u"))
-    parent = new_job(unique=Unique("u"))
+    holder = ferry.add(unique=UniqueKey("u"))
+    parent = new_job(unique=UniqueKey("u"))
     child = new_job(after=(parent.id,))
 
     answers = ferry.enqueue(parent, child)
@@ -263,11 +263,11 @@ def test_a_batch_born_under_a_dead_parent_goes_down_with_it(ferry: Ferry) -> Non
 
 def test_a_cancelled_child_frees_its_unique_key(ferry: Ferry) -> None:
     parent = ferry.add()
-    ferry.add(after=(parent,), unique=Unique("u"))
+    ferry.add(after=(parent,), unique=UniqueKey("u"))
 
     _die(ferry, parent)
 
-    assert not ferry.enqueue(new_job(unique=Unique("u")))[0].duplicate
+    assert not ferry.enqueue(new_job(unique=UniqueKey("u")))[0].duplicate
 
 
 def test_a_child_that_continues_still_waits_for_its_other_parents(ferry: Ferry) -> None:

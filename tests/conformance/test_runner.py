@@ -11,7 +11,7 @@ import pytest
 
 from ferryman.errors import UnknownParent
 from ferryman.io.operation import Operation, Requests
-from ferryman.job import JobId, NewJob, State, Unique, WorkerId, new_id
+from ferryman.job import JobId, NewJob, State, UniqueKey, WorkerId, new_id
 from ferryman.store.port import Enqueued, Filter, Take
 
 from .driver import ALL, W1, Ferry, new_job, wakes
@@ -80,7 +80,7 @@ def test_one_operation_that_fails_undoes_those_before_it(ferry: Ferry) -> None:
     with pytest.raises(UnknownParent):
         ferry.runner.run_all(
             [
-                ferry.store.enqueue([new_job(key="k"), new_job(unique=Unique("u"))]),
+                ferry.store.enqueue([new_job(key="k"), new_job(unique=UniqueKey("u"))]),
                 ferry.store.claim(W1, [Take("default", 0, 5)], 5),
                 ferry.store.pause(["elsewhere"], True),
                 ferry.store.kv_put("key", b"value", expected=None),
@@ -93,7 +93,7 @@ def test_one_operation_that_fails_undoes_those_before_it(ferry: Ferry) -> None:
     assert ferry.history(kept) == before
     assert ferry.run(ferry.store.kv_get("key")) is None
     assert [queue.settings.name for queue in ferry.run(ferry.store.queues())] == ["default"]
-    assert not ferry.enqueue(new_job(unique=Unique("u")))[0].duplicate
+    assert not ferry.enqueue(new_job(unique=UniqueKey("u")))[0].duplicate
 
 
 def test_no_operations_are_no_transaction(ferry: Ferry) -> None:
@@ -205,7 +205,7 @@ def test_threads_that_race_for_a_unique_key_make_one_job(ferry: Ferry) -> None:
 
     def race(_: int) -> None:
         for n in range(10):
-            job = new_job(unique=Unique(f"key-{n}"))
+            job = new_job(unique=UniqueKey(f"key-{n}"))
             answers.extend(ferry.enqueue(job))
 
     _in_threads(race)

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from ferryman.job import OutcomeKind, State, Unique
+from ferryman.job import OutcomeKind, State, UniqueKey
 from ferryman.store.port import Enqueued, Take
 
 from .driver import W1, Ferry, new_job, wakes
@@ -25,9 +25,9 @@ def test_waiting_ends_when_another_store_of_the_same_place_commits(shared_ferry:
 
 def test_two_stores_of_the_same_place_share_their_jobs(shared_ferry: Ferry) -> None:
     other = shared_ferry.reopen()
-    job = shared_ferry.add(unique=Unique("u"))
+    job = shared_ferry.add(unique=UniqueKey("u"))
 
-    (duplicate,) = other.runner().run(other.enqueue([new_job(unique=Unique("u"))]))
+    (duplicate,) = other.runner().run(other.enqueue([new_job(unique=UniqueKey("u"))]))
     claimed = other.runner().run(other.claim(W1, [Take("default", 0, 1)], 1))
     other.close()
 

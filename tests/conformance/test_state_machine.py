@@ -30,7 +30,7 @@ from ferryman.job import (
     Outcome,
     OutcomeKind,
     State,
-    Unique,
+    UniqueKey,
     WorkerId,
 )
 from ferryman.store.port import Filter, Take, WorkerStatus
@@ -66,7 +66,7 @@ class Cargo(NamedTuple):
     priority: int
     key: tuple[str, int, bool] | None
     """Its name, room and order."""
-    unique: Unique | None
+    unique: UniqueKey | None
     delay: int
     ttl: int | None
     max_attempts: int
@@ -83,7 +83,7 @@ CARGOES = st.builds(
     | st.tuples(st.just("plain"), st.integers(1, 3), st.just(False))
     | st.just(("ordered", 1, True)),
     unique=st.sampled_from(
-        [None] * 7 + [Unique("once"), Unique("twice"), Unique("started", until="started")]
+        [None] * 7 + [UniqueKey("once"), UniqueKey("twice"), UniqueKey("started", until="started")]
     ),
     delay=DELAYS,
     ttl=st.sampled_from([None] * 5 + [2_250]),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from ferryman.job import OutcomeKind, State, Unique
+from ferryman.job import OutcomeKind, State, UniqueKey
 from ferryman.store.port import Enqueued
 
 from .driver import Ferry, new_job
 
-UNTIL_FINISHED = Unique("report")
-UNTIL_STARTED = Unique("report", until="started")
-A_MINUTE = Unique("report", period=60_000)
+UNTIL_FINISHED = UniqueKey("report")
+UNTIL_STARTED = UniqueKey("report", until="started")
+A_MINUTE = UniqueKey("report", period=60_000)
 
 
 @pytest.mark.parametrize("unique", [UNTIL_FINISHED, UNTIL_STARTED, A_MINUTE])
-def test_a_second_job_of_the_key_is_a_duplicate_of_the_first(ferry: Ferry, unique: Unique) -> None:
+def test_a_second_job_of_the_key_is_a_duplicate_of_the_first(ferry: Ferry, unique: UniqueKey) -> None:
     first = ferry.add(unique=unique)
 
     (answer,) = ferry.enqueue(new_job(unique=unique))
@@ -28,7 +28,7 @@ def test_the_key_can_be_taken_by_an_earlier_job_of_the_batch(ferry: Ferry) -> No
     first, second, other = (
         new_job(unique=UNTIL_FINISHED),
         new_job(unique=UNTIL_FINISHED),
-        new_job(unique=Unique("other")),
+        new_job(unique=UniqueKey("other")),
     )
 
     answers = ferry.enqueue(first, second, other)
@@ -89,7 +89,7 @@ def test_a_job_that_finishes_does_not_free_the_key_that_another_has_taken(ferry:
 
 
 @pytest.mark.parametrize("unique", [UNTIL_FINISHED, UNTIL_STARTED])
-def test_cancelling_or_deleting_a_pending_job_frees_its_key(ferry: Ferry, unique: Unique) -> None:
+def test_cancelling_or_deleting_a_pending_job_frees_its_key(ferry: Ferry, unique: UniqueKey) -> None:
     ferry.cancel(ferry.add(unique=unique))
     second = ferry.add(unique=unique)
 

@@ -19,7 +19,7 @@ from ferryman.cli.workers import alive
 from ferryman.clock import SystemClock
 from ferryman.errors import BadArguments, UnknownTask
 from ferryman.handle import JobHandle
-from ferryman.job import JobId, NewJob, Unique, new_id
+from ferryman.job import JobId, NewJob, UniqueKey, new_id
 from ferryman.options import Options, new_job_template
 from ferryman.policy.retry import Retry
 
@@ -120,7 +120,7 @@ def _changes(target: Target, options: dict[str, Any]) -> dict[str, Any]:
     if priority is not None and priority.lstrip("+-").isdigit():
         changes["priority"] = int(priority)
     if "unique" in changes:
-        changes["unique"] = Unique(changes["unique"])
+        changes["unique"] = UniqueKey(changes["unique"])
     if "after" in changes:
         changes["after"] = [_Parent(resolve(target, text)) for text in changes["after"]]
     return changes

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -28,12 +29,17 @@ class SqliteWaker:
         self._version = database.version()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self.address: str | None = str(_directory() / f"{os.getpid()}-{secrets.token_hex(6)}")
-        try:
-            self._socket.bind(self.address)
-        except OSError:
-            # No bell, then; `poll` is what a wake-up costs.
-            self.address = None
+        self.address: str | None = None
+        directory = _directory()
+        if directory is not None:
+            _sweep(directory)
+            self._hang(str(directory / f"{os.getpid()}-{secrets.token_hex(6)}"))
+
+    def _hang(self, address: str) -> None:
+        # Without a bell, `poll` is what a wake-up costs.
+        with contextlib.suppress(OSError):
+            self._socket.bind(address)
+            self.address = address
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -57,9 +63,24 @@ class SqliteWaker:
                 os.unlink(self.address)
 
 
-def _directory() -> Path:
+def _directory() -> Path | None:
     """Of this user alone: nobody else shall be able to put a socket there, or to ring all day."""
     directory = Path(tempfile.gettempdir()) / f"ferryman-{os.getuid()}"
-    with contextlib.suppress(OSError):
+    try:
         directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
+        status = directory.lstat()
+    except OSError:
+        return None
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+    return directory if is_ours else None
+
+
+def _sweep(directory: Path) -> None:
+    """Take down the bells of processes that were killed."""
+    for bell in directory.iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(bell.name.partition("-")[0])
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                bell.unlink()

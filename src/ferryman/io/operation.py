@@ -32,13 +32,22 @@ Requests = Generator[Any, Any, T]
 class Operation(Generic[T]):
     """One transaction that has not been performed yet. It can be performed more than once."""
 
-    __slots__ = ("body", "name", "writes")
+    __slots__ = ("body", "durable", "name", "writes")
 
-    def __init__(self, name: str, body: Callable[[int], Requests[T]], *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        body: Callable[[int], Requests[T]],
+        *,
+        writes: bool = True,
+        durable: bool = True,
+    ) -> None:
         self.name = name
         self.body = body
         """Starts the requests, given the store's time (ms) of the transaction."""
         self.writes = writes
+        self.durable = durable
+        """False: by itself it need not survive a loss of power, only the death of every process."""
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r})"

@@ -31,7 +31,7 @@ from ferryman.errors import (
 from ferryman.io.operation import Operation
 from ferryman.io.turns import Turnstile
 
-__all__ = ["AsyncSqliteRunner", "Conflict", "Database", "Many", "Query", "Ring", "SqliteRunner"]
+__all__ = ["AsyncSqliteRunner", "Conflict", "Database", "Many", "Query", "Ring", "SqliteRunner", "Sync"]
 
 T = TypeVar("T")
 
@@ -66,6 +66,10 @@ class Ring(NamedTuple):
     bells: Sequence[str]
 
 
+class Sync(NamedTuple):
+    """Let this transaction survive a loss of power, though its operation is not durable; answered with None."""
+
+
 class Conflict(StoreError):
     """A uniqueness constraint failed; the operation that asked knows what it means."""
 
@@ -83,6 +87,16 @@ class _Ticket:
         self.results: list[Any] = []
         self.error: BaseException | None = None
         self.done = False
+
+
+class _Effects:
+    """What operations of a transaction want done beside their statements."""
+
+    __slots__ = ("bells", "sync")
+
+    def __init__(self) -> None:
+        self.bells: list[str] = []
+        self.sync = False
 
 
 class Database:
@@ -103,6 +117,8 @@ class Database:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._inode = 0
+        self._synced = True
+        """Whether the writer's commits are synced, as it is set now."""
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._tickets: deque[_Ticket] = deque()
@@ -144,10 +160,10 @@ class Database:
 
     def _commit_waiting(self) -> None:
         group = [self._tickets.popleft() for _ in range(min(len(self._tickets), _GROUP))]
-        bells: list[str] = []
+        effects = _Effects()
         try:
             with self._turnstile.turn():
-                self._commit(group, bells)
+                self._commit(group, effects)
         except BaseException as error:
             for ticket in group:
                 ticket.error = ticket.error or error
@@ -158,22 +174,28 @@ class Database:
                 ticket.done = True
                 if ticket.on_done is not None:
                     ticket.on_done()
-        if bells:
-            self.ring(bells)
+        if effects.bells:
+            self.ring(effects.bells)
 
-    def _commit(self, group: Sequence[_Ticket], bells: list[str]) -> None:
+    def _commit(self, group: Sequence[_Ticket], effects: _Effects) -> None:
         connection = self._open_writer()
+        durable = any(operation.durable for ticket in group for operation in ticket.operations)
         try:
+            if durable != self._synced:
+                connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._synced = durable
             connection.execute("BEGIN IMMEDIATE")
             now = self._clock.now()
             if len(group) == 1:
-                _perform_ticket(connection, group[0], now, bells)
+                _perform_ticket(connection, group[0], now, effects)
             else:
                 for ticket in group:
-                    _perform_apart(connection, ticket, now, bells)
-            if bells:
-                self.ring(bells)
+                    _perform_apart(connection, ticket, now, effects)
+            if effects.bells:
+                self.ring(effects.bells)
             connection.execute("COMMIT")
+            if effects.sync and not durable:
+                self._sync_log()
         except sqlite3.Error as error:
             _undo(connection)
             _raise_mapped(error, self.path)
@@ -181,9 +203,17 @@ class Database:
             _undo(connection)
             raise
 
+    def _sync_log(self) -> None:
+        log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
+
     def _open_writer(self) -> sqlite3.Connection:
         if self._writer is None:
             self._writer = self._connect()
+            self._synced = True
             self._inode = os.stat(self.path).st_ino
         elif not self._is_same_file():
             self._writer = self._reader = None
@@ -207,7 +237,7 @@ class Database:
             connection = self._open_reader()
             try:
                 connection.execute("BEGIN")
-                result: T = _perform_one(connection, operation, self._clock.now(), [])
+                result: T = _perform_one(connection, operation, self._clock.now(), _Effects())
             except sqlite3.Error as error:
                 _raise_mapped(error, self.path)
             finally:
@@ -259,7 +289,7 @@ class Database:
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
-        # Every commit is synced, so that what was acknowledged survives a loss of power.
+        # Commits are synced, so that what was acknowledged survives a loss of power; see `Operation.durable`.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA cache_size=-8192")
         connection.execute("PRAGMA temp_store=MEMORY")
@@ -411,15 +441,15 @@ def _resolve(future: asyncio.Future[None]) -> None:
 # -- performing --------------------------------------------------------------------------------------
 
 
-def _perform_ticket(connection: sqlite3.Connection, ticket: _Ticket, now: int, bells: list[str]) -> None:
-    ticket.results = [_perform_one(connection, operation, now, bells) for operation in ticket.operations]
+def _perform_ticket(connection: sqlite3.Connection, ticket: _Ticket, now: int, effects: _Effects) -> None:
+    ticket.results = [_perform_one(connection, operation, now, effects) for operation in ticket.operations]
 
 
-def _perform_apart(connection: sqlite3.Connection, ticket: _Ticket, now: int, bells: list[str]) -> None:
+def _perform_apart(connection: sqlite3.Connection, ticket: _Ticket, now: int, effects: _Effects) -> None:
     """Perform a ticket so that its failure undoes only itself, not its neighbours in the group."""
     connection.execute("SAVEPOINT ticket")
     try:
-        _perform_ticket(connection, ticket, now, bells)
+        _perform_ticket(connection, ticket, now, effects)
     except sqlite3.Error:
         # The disk is full, or worse: that concerns all.
         raise
@@ -429,7 +459,7 @@ def _perform_apart(connection: sqlite3.Connection, ticket: _Ticket, now: int, be
     connection.execute("RELEASE ticket")
 
 
-def _perform_one(connection: sqlite3.Connection, operation: Operation[T], now: int, bells: list[str]) -> T:
+def _perform_one(connection: sqlite3.Connection, operation: Operation[T], now: int, effects: _Effects) -> T:
     requests = operation.body(now)
     answer: Any = None
     failure: BaseException | None = None
@@ -445,8 +475,11 @@ def _perform_one(connection: sqlite3.Connection, operation: Operation[T], now: i
                 answer = connection.execute(request.sql, request.params).fetchall()
             elif type(request) is Many:
                 answer = connection.executemany(request.sql, request.rows).rowcount
+            elif type(request) is Ring:
+                effects.bells += request.bells
+                answer = None
             else:
-                bells.extend(request.bells)
+                effects.sync = True
                 answer = None
         except sqlite3.IntegrityError as error:
             failure = Conflict(str(error))

@@ -239,6 +239,7 @@ class ParentResult(msgspec.Struct, frozen=True):
     state: State
     result: bytes | None
     error: ErrorInfo | None = None
+    """The last one, of a parent that is dead."""
 
 
 # -- for people ------------------------------------------------------------------------------------

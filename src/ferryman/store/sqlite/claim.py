@@ -7,7 +7,7 @@ from typing import Any
 
 from ferryman.errors import WorkerGone
 from ferryman.io.operation import Requests
-from ferryman.io.sqlite import Many, Query
+from ferryman.io.sqlite import Many, Query, Sync
 from ferryman.job import Claim, JobId, State, WorkerId
 from ferryman.store.port import Claimed, LaneState, Signs, Take
 from ferryman.store.sqlite.finish import Finished, let_go
@@ -28,10 +28,10 @@ _NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"
 
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """
-SELECT j.seq, j.id, t.name, j.lease + 1, j.attempt + 1, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
+SELECT j.seq, j.id, t.name, ?3, j.lease + 1, j.attempt + 1, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
     b.args, b.options, j.key, j.deadline, j.flags, j.tag, b.reason
 FROM job j INDEXED BY job_ready JOIN body b ON b.seq = j.seq JOIN task t ON t.id = j.task
-WHERE j.state = 2 AND j.lane = ? ORDER BY j.tag, j.seq LIMIT ?
+WHERE j.state = 2 AND j.lane = ?1 ORDER BY j.tag, j.seq LIMIT ?2
 """
 
 _LEASE = """
@@ -103,44 +103,31 @@ def _take(
     ledger: Ledger, worker_id: int, queue: str, lane: int, count: int, fair: bool, jobs: list[Claim]
 ) -> Requests[int]:
     """Lease the head of a lane, adding to `jobs`. Answers how many more were expired instead."""
-    rows = yield Query(_HEAD, (lane, count))
+    rows = yield Query(_HEAD, (lane, count, queue))
     now = ledger.now
     leased: list[int] = []
     late: list[Any] = []
     starts_unique: list[int] = []
     for row in rows:
-        seq, id_, task, lease, attempt, max_attempts, deaths, enqueued_at, run_at, args, options, key = row[
-            :12
-        ]
-        if row[12] is not None and row[12] <= now:
-            late.append((seq, id_, lane, State.READY, row[13], key))
+        seq, id_ = row[:2]
+        deadline, flags, _, reason = row[13:]
+        if deadline is not None and deadline <= now:
+            late.append((seq, id_, lane, State.READY, flags, row[12]))
             continue
         leased.append(seq)
-        if row[15] is not None:
+        if reason is not None:
             yield Query("UPDATE body SET reason = NULL WHERE seq = ?", (seq,))
-        if row[13] & FLAG.UNIQUE_START:
+        if flags & FLAG.UNIQUE_START:
             starts_unique.append(seq)
-        jobs.append(
-            Claim(
-                JobId(id_.hex()),
-                task,
-                queue,
-                lease,
-                attempt,
-                max_attempts,
-                deaths,
-                enqueued_at,
-                run_at,
-                args,
-                options,
-                key,
-            )
-        )
+        jobs.append(Claim(JobId(id_.hex()), *row[2:13]))
     if leased:
         yield Query(_LEASE, (worker_id, now, seqs_param(leased)))
+        if any(claim.attempt >= claim.max_attempts for claim in jobs[-len(leased) :]):
+            # Not even a loss of power shall let a last attempt be made once more.
+            yield Sync()
         ledger.move(lane, State.READY, State.RUNNING, len(leased))
         if fair:
-            yield Query("UPDATE lane SET clock = max(clock, ?) WHERE id = ?", (rows[-1][14], lane))
+            yield Query("UPDATE lane SET clock = max(clock, ?) WHERE id = ?", (rows[-1][15], lane))
     if starts_unique:
         yield Many(
             "DELETE FROM unique_key WHERE seq = ? AND until IS NULL", [(seq,) for seq in starts_unique]

@@ -312,26 +312,32 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
 
     Looking afterwards counts exactly those that take a place: no duplicates, none that were born cancelled.
     """
+    while (excess := (yield from _count_pending(queue)) - max_size) > 0:
+        ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
+        rows: list[Any] = []
+        if overflow == "drop_oldest":
+            for query in _OLDEST:
+                rows += yield Query(query, (queue, first_seq, excess))
+        if len(rows) < excess:
+            raise QueueFull(queue, max_size)
+        yield from _drop(now, queue, min(rows))
+
+
+def _count_pending(queue: str) -> Requests[int]:
     ((pending,),) = yield Query(
         "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
     )
-    excess = pending - max_size
-    if excess <= 0:
-        return
-    ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
-    if overflow != "drop_oldest":
-        raise QueueFull(queue, max_size)
-    rows: list[Any] = []
-    for query in _OLDEST:
-        rows += yield Query(query, (queue, first_seq, excess))
-    if len(rows) < excess:
-        raise QueueFull(queue, max_size)
+    return int(pending)
+
+
+def _drop(now: int, queue: str, job: tuple[int, bytes, int, int, int, str | None]) -> Requests[None]:
+    """One at a time, since it may take its children along."""
     ledger = Ledger(now)
-    dropped: list[Finished] = []
-    for seq, id_, lane, state, flags, key in sorted(rows)[:excess]:
-        reason = f"dropped: queue {queue} was full"
-        dropped.append((yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason)))
-    yield from let_go(ledger, dropped)
+    seq, id_, lane, state, flags, key = job
+    reason = f"dropped: queue {queue} was full"
+    yield from let_go(
+        ledger, [(yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, reason))]
+    )
     yield from ledger.close()
 
 

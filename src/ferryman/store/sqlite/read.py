@@ -101,7 +101,7 @@ def parent_results(now: int, job: JobId, offset: int, limit: int) -> Requests[li
     return [
         ParentResult(
             JobId(id_.hex()), task, State(state), result,
-            None if error is None or state == State.SUCCEEDED else _decode_error(error),
+            _decode_error(error) if error is not None and state == State.DEAD else None,
         )
         for id_, task, state, result, error in rows
     ]  # fmt: skip

@@ -67,7 +67,8 @@ class SqliteStore:
         return Operation("enqueue", lambda now: enqueue.enqueue(now, jobs))
 
     def claim(self, worker: WorkerId, plan: Sequence[Take], limit: int) -> Operation[Claimed]:
-        return Operation("claim", lambda now: claim.claim(now, worker, plan, limit))
+        # A claim that power loss undoes leaves a job that is ready, as if it had not been claimed.
+        return Operation("claim", lambda now: claim.claim(now, worker, plan, limit), durable=False)
 
     def settle(self, worker: WorkerId, outcomes: Sequence[Outcome]) -> Operation[list[bool]]:
         return Operation("settle", lambda now: settle.settle(now, worker, outcomes))

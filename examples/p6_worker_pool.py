@@ -98,7 +98,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     orphans = [job.id for job in running if job.worker == victim.info.id]
     print(f"kill -9 {short(victim)}, with {len(orphans)} jobs in hand")
     wait_until(lambda: any(worker.gone == "dead" for worker in workers()))
-    print(f"Recovered {len(orphans)} jobs from dead worker {short(victim)} after {time.monotonic() - killed:.1f}s")
+    print(
+        f"Recovered {len(orphans)} jobs from dead worker {short(victim)} after {time.monotonic() - killed:.1f}s"
+    )
 
 
 def workers() -> list[WorkerRecord]:
@@ -130,7 +132,9 @@ def show_pool() -> None:
         return left + middle.join("═" * width for width in widths) + right
 
     def row(*cells: str) -> str:
-        return "║" + "║".join(f" {cell:<{width - 1}}" for cell, width in zip(cells, widths, strict=True)) + "║"
+        return (
+            "║" + "║".join(f" {cell:<{width - 1}}" for cell, width in zip(cells, widths, strict=True)) + "║"
+        )
 
     inner = sum(widths) + len(widths) - 1
     figures = (

@@ -243,5 +243,7 @@ class Harbour:
             assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             for state in State:
                 (kept,) = connection.execute(f"SELECT coalesce(sum({state.label}), 0) FROM lane").fetchone()
-                (counted,) = connection.execute("SELECT count(*) FROM job WHERE state = ?", (state,)).fetchone()
+                (counted,) = connection.execute(
+                    "SELECT count(*) FROM job WHERE state = ?", (state,)
+                ).fetchone()
                 assert kept == counted, f"{kept} jobs are said to be {state.label}, and {counted} are"

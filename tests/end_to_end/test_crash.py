@@ -69,9 +69,15 @@ def test_kills_at_many_moments_lose_nothing(harbour: Harbour) -> None:
         kills += 1
     harbour.start_worker("--concurrency", "16")
     wait_for(lambda: "succeeded" in harbour.counts() and len(harbour.tally("end")) == 1_200)
-    wait_for(lambda: sum(harbour.counts().values()) == sum(harbour.counts().get(s, 0) for s in ("succeeded", "dead")))
+    wait_for(
+        lambda: (
+            sum(harbour.counts().values()) == sum(harbour.counts().get(s, 0) for s in ("succeeded", "dead"))
+        )
+    )
 
-    print(f"{repeats(harbour, 'end')} ended twice in {kills} kills, {repeats(harbour, 'start')} started twice")
+    print(
+        f"{repeats(harbour, 'end')} ended twice in {kills} kills, {repeats(harbour, 'start')} started twice"
+    )
     assert harbour.counts() == {"succeeded": 1_200}
     assert repeats(harbour, "start") <= 32 * kills
 
@@ -86,7 +92,9 @@ def test_jobs_of_a_killed_executor_run_again_within_a_second(harbour: Harbour) -
 
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
-    wait_for(lambda: all(harbour.tally("start")[n] == 2 for n in his), what="the jobs of the killed one run again")
+    wait_for(
+        lambda: all(harbour.tally("start")[n] == 2 for n in his), what="the jobs of the killed one run again"
+    )
     took = time.monotonic() - killed
     harbour.touch("go")
     wait_for(harbour.settled(succeeded=8))
@@ -243,7 +251,10 @@ def test_jobs_that_may_run_once_never_run_twice_whatever_is_killed(harbour: Harb
     worker = harbour.start_worker("--concurrency", "8", "--executors", "2")
 
     wait_for(lambda: len(harbour.tally("end")) > 40)
-    os.kill(int(harbour.effects()[-1][2]) if len(harbour.effects()[-1]) > 2 else worker.executors()[0], signal.SIGKILL)
+    os.kill(
+        int(harbour.effects()[-1][2]) if len(harbour.effects()[-1]) > 2 else worker.executors()[0],
+        signal.SIGKILL,
+    )
     wait_for(lambda: len(harbour.tally("end")) > 120)
     worker.kill()
     harbour.start_worker("--concurrency", "8", "--executors", "2")

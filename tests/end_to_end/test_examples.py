@@ -32,7 +32,9 @@ def transcript(name: str, folder: Path) -> str:
 def test_the_queue_in_memory_tells_its_story(tmp_path: Path) -> None:
     told = transcript("p1_in_memory_queue", tmp_path)
 
-    begun = re.findall(r"\[Worker (\d)\] Processing job (email-\d+): Sending email to (\w+)@example.com(.*)", told)
+    begun = re.findall(
+        r"\[Worker (\d)\] Processing job (email-\d+): Sending email to (\w+)@example.com(.*)", told
+    )
     ended = re.findall(r"\[Worker (\d)\] Completed job (email-\d+) in (\d+)ms", told)
     # Two workers are free for the first two emails, so either can be quicker to say so.
     assert {to for _, _, to, _ in begun[:2]} == {"other", "user"}

@@ -39,7 +39,9 @@ from tests.end_to_end.harness import Harbour, wait_for
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def app(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ferryman]:
+def app(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Ferryman]:
     monkeypatch.chdir(tmp_path)
     app = Ferryman("memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db")
     yield app

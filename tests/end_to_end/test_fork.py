@@ -150,7 +150,12 @@ def test_a_pool_of_forked_processes(harbour: Harbour) -> None:
     (harbour.folder / "spread.py").write_text(SPREAD)
 
     said = subprocess.run(
-        [sys.executable, "spread.py"], cwd=harbour.folder, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "spread.py"],
+        cwd=harbour.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
 
     assert said.stdout.split() == ["200"]

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ferryman.io.sqlite import Database
+from ferryman.io.sqlite import ANNOUNCE, Database
 
 __all__ = ["SqliteWaker"]
 
@@ -44,10 +44,12 @@ class SqliteWaker:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        rings: set[bytes] = set()
         with contextlib.suppress(BlockingIOError):
-            while self._socket.recv(64):
-                pass
+            while True:
+                rings.add(self._socket.recv(64))
+        return rings != {ANNOUNCE}
 
     def changed(self) -> bool:
         version = self._database.version()

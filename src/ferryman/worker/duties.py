@@ -30,9 +30,9 @@ log = logging.getLogger("ferryman.worker")
 _WATCH = 0.05
 _NEIGHBOURS = 0.5
 _PRUNE = 5.0
-_PRUNE_ON = 0.25
+_PRUNE_ON = 0.0
 """Seconds until the next pruning when one has not got through."""
-_PRUNE_JOBS = 2_000
+_PRUNE_JOBS = 400
 _DAY = 86_400_000
 
 

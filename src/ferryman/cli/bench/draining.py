@@ -13,15 +13,13 @@ from ferryman.cli.bench.floors import Floor
 from ferryman.cli.bench.ground import Ground, fresh_app, fresh_floor
 from ferryman.cli.bench.running import MeasureFailed, count, run_worker, wait_for
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD
+from ferryman.worker.desk import MOST_JOBS
 
 __all__ = ["fill", "measure_drain", "measure_enqueue_under_drain"]
 
 _ROUNDS = 3
 _BATCH = 1_000
 """Jobs stored at once while a backlog is built up."""
-
-_TURN = 1_000
-"""Jobs settled, and claimed, in one transaction of the floor; about what a worker at full speed does (500 to 2,000)."""
 
 _NAP = 0.005
 
@@ -68,10 +66,11 @@ def _drain(app: Ferryman, jobs: int) -> float:
 
 
 def _drain_barely(floor: Floor, jobs: int) -> float:
+    """In the largest turns that a worker takes, which a deep backlog makes the usual ones."""
     for start in range(0, jobs, _BATCH):
         floor.enqueue(min(_BATCH, jobs - start))
     begun = time.perf_counter()
-    while floor.turn(_TURN):
+    while floor.turn(MOST_JOBS):
         pass
     return jobs / (time.perf_counter() - begun)
 

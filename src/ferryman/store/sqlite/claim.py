@@ -17,7 +17,7 @@ from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["claim", "peek"]
 
-_AT_ONCE = 2_000
+_AT_ONCE = 1_000
 """Jobs promoted, and jobs expired, in one claim at most, so that no transaction takes long."""
 
 _WORKER = "SELECT id, queues FROM worker WHERE name = ? AND gone IS NULL"

@@ -18,7 +18,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Conflict, Many, Query
 from ferryman.job import FINISHED, PENDING, JobId, NewJob, State
 from ferryman.store.port import Enqueued
-from ferryman.store.sqlite.finish import Finished, cancel_pending, let_go
+from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import STAT, Ledger, ids_param
 from ferryman.store.sqlite.places import join_key, next_tag, take_place
 from ferryman.store.sqlite.schema import FLAG
@@ -312,15 +312,22 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
 
     Looking afterwards counts exactly those that take a place: no duplicates, none that were born cancelled.
     """
-    while (excess := (yield from _count_pending(queue)) - max_size) > 0:
-        ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
-        rows: list[Any] = []
-        if overflow == "drop_oldest":
-            for query in _OLDEST:
-                rows += yield Query(query, (queue, first_seq, excess))
-        if len(rows) < excess:
-            raise QueueFull(queue, max_size)
-        yield from _drop(now, queue, min(rows))
+    excess = (yield from _count_pending(queue)) - max_size
+    if excess <= 0:
+        return
+    ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
+    rows: list[Any] = []
+    if overflow == "drop_oldest":
+        for query in _OLDEST:
+            rows += yield Query(query, (queue, first_seq, excess))
+    if len(rows) < excess:
+        raise QueueFull(queue, max_size)
+    for row in sorted(rows):
+        # One that was dropped may have taken its children along.
+        if (yield Query("SELECT 1 FROM job WHERE seq = ? AND state < 4", row[:1])):
+            yield from _drop(now, queue, row)
+            if (yield from _count_pending(queue)) <= max_size:
+                return
 
 
 def _count_pending(queue: str) -> Requests[int]:
@@ -331,7 +338,6 @@ def _count_pending(queue: str) -> Requests[int]:
 
 
 def _drop(now: int, queue: str, job: tuple[int, bytes, int, int, int, str | None]) -> Requests[None]:
-    """One at a time, since it may take its children along."""
     ledger = Ledger(now)
     seq, id_, lane, state, flags, key = job
     reason = f"dropped: queue {queue} was full"

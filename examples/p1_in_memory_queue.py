@@ -29,6 +29,7 @@ SENDING_TAKES = {"other@example.com": 0.15, "user@example.com": 0.2, "delayed@ex
 
 class Receipt(TypedDict):
     to: str
+    subject: str
     sent: bool
 
 
@@ -41,7 +42,7 @@ def send_email(ctx: Context, to: str, subject: str) -> Receipt:
     began = time.monotonic()
     time.sleep(SENDING_TAKES[to])
     say(f"[{me}] Completed job {job} in {(time.monotonic() - began) * 1000:.0f}ms")
-    return {"to": to, "sent": True}
+    return {"to": to, "subject": subject, "sent": True}
 
 
 def main() -> None:

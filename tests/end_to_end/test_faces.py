@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import itertools
 import os
 import subprocess
 import sys
@@ -268,7 +269,7 @@ def test_priorities_order_the_jobs_of_one_place(app: Ferryman) -> None:
 
     for name in ("low", "normal", "high", "urgent"):
         for number in range(2):
-            mark.options(priority=name).enqueue(f"{name}-{number}")  # type: ignore[arg-type]
+            mark.options(priority=name).enqueue(f"{name}-{number}")
     with app.worker(concurrency=1):
         wait_for(lambda: len(order) == 8)
 
@@ -289,7 +290,7 @@ def test_retries_come_after_growing_delays(app: Ferryman) -> None:
         handle = flaky.enqueue()
         assert handle.result(timeout=5) == "at last"
 
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
     print("retried after " + ", ".join(f"{gap * 1000:.0f}" for gap in gaps) + " ms")
     assert gaps[0] >= 0.098
     assert gaps[1] >= 0.198
@@ -436,9 +437,16 @@ def test_an_error_in_the_body_ends_the_worker_and_is_raised(app: Ferryman) -> No
     @app.task
     def nothing() -> None: ...
 
-    with pytest.raises(ZeroDivisionError), app.worker():
-        nothing.enqueue().result(timeout=5)
-        raise ZeroDivisionError
+    def body() -> None:
+        with app.worker():
+            nothing.enqueue().result(timeout=5)
+            raise ZeroDivisionError
+
+    before = set(threading.enumerate())
+    with pytest.raises(ZeroDivisionError):
+        body()
+
+    wait_for(lambda: not any("supervisor" in each.name for each in set(threading.enumerate()) - before))
 
 
 # -- across processes ------------------------------------------------------------------------------

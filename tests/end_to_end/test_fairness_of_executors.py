@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 
@@ -53,7 +54,7 @@ def test_four_tasks_that_only_compute_delay_neither_heartbeats_nor_another_queue
             seen.append(now)
         time.sleep(0.03)
 
-    gaps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(seen)]
     print(f"light jobs started after {statistics.median(waits):.0f} ms (median), {max(waits)} ms (most); "
           f"heartbeats were {max(gaps)} ms apart at most; {worker.log.count('starting another one')} relief")  # fmt: skip
     assert statistics.median(waits) < 100

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +23,12 @@ def mark(n: int) -> int:
 
 
 def reap(children: list[int]) -> None:
+    """Wait for forked children to end well; one that hangs is killed."""
     for pid in children:
+        ended = os.pidfd_open(pid)
+        if not select.select([ended], [], [], 12)[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.close(ended)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
 

@@ -110,7 +110,7 @@ def test_heartbeats_come_as_often_as_they_were_asked_for(harbour: Harbour) -> No
     first = fast.record.seen_at
     other = slow.record.seen_at
 
-    beats = set()
+    beats: set[int] = set()
     began = time.monotonic()
     while len(beats) < 8:
         beats.add(fast.record.seen_at)

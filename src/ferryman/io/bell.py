@@ -14,7 +14,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ferryman.io.sqlite import ANNOUNCE, Database
+from ferryman.io.sqlite import Database
 
 __all__ = ["SqliteWaker"]
 
@@ -44,12 +44,10 @@ class SqliteWaker:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def drain(self) -> bool:
-        rings: set[bytes] = set()
+    def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
-                rings.add(self._socket.recv(64))
-        return rings != {ANNOUNCE}
+                self._socket.recv(64)
 
     def changed(self) -> bool:
         version = self._database.version()

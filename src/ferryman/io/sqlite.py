@@ -32,7 +32,6 @@ from ferryman.io.operation import Operation
 from ferryman.io.turns import Turnstile
 
 __all__ = [
-    "ANNOUNCE",
     "AsyncSqliteRunner",
     "Conflict",
     "Database",
@@ -47,9 +46,6 @@ T = TypeVar("T")
 
 _GROUP = 256
 """Operations committed together at most, so that no one waits for a whole crowd."""
-
-ANNOUNCE, _COMMITTED = b"?", b"!"
-"""What a bell is told: that something is about to be committed, or is."""
 
 _BUSY_MS = 10_000
 """How long to wait for a foreign connection that holds the database, such as a user's open transaction."""
@@ -70,11 +66,7 @@ class Many(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """Ring these bells; answered with None.
-
-    They are rung twice: before the commit (`ANNOUNCE`), so that a sleeping worker wakes up while that goes on,
-    and after it.
-    """
+    """Ring these bells once the transaction is committed; answered with None."""
 
     bells: Sequence[str]
 
@@ -188,7 +180,7 @@ class Database:
                 if ticket.on_done is not None:
                     ticket.on_done()
         if effects.bells:
-            self._ring(effects.bells, _COMMITTED)
+            self._ring(effects.bells)
 
     def _commit(self, group: Sequence[_Ticket], effects: _Effects) -> None:
         connection = self._open_writer()
@@ -204,8 +196,6 @@ class Database:
             else:
                 for ticket in group:
                     _perform_apart(connection, ticket, now, effects)
-            if effects.bells:
-                self._ring(effects.bells, ANNOUNCE)
             connection.execute("COMMIT")
             if effects.sync and not durable:
                 self._sync_log()
@@ -325,14 +315,14 @@ class Database:
 
     # -- ringing -----------------------------------------------------------------------------------------
 
-    def _ring(self, bells: Sequence[str], what: bytes) -> None:
+    def _ring(self, bells: Sequence[str]) -> None:
         """Send a datagram to each bell. One that is full is being rung already; one that is gone needs none."""
         if self._bell is None:
             self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._bell.setblocking(False)
         for bell in dict.fromkeys(bells):
             with contextlib.suppress(OSError):
-                self._bell.sendto(what, bell)
+                self._bell.sendto(b"!", bell)
 
 
 class SqliteRunner:

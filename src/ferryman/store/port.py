@@ -530,8 +530,8 @@ class Waker(Protocol):
         """A descriptor that becomes readable when somebody rings."""
         ...
 
-    def drain(self) -> bool:
-        """Take in all rings. False if they only announced what is about to be committed, and will be rung again."""
+    def drain(self) -> None:
+        """Take in all rings."""
         ...
 
     def changed(self) -> bool:

@@ -71,8 +71,8 @@ class Desk:
 
     def ring(self) -> bool:
         """The bell was rung. True if orders wait."""
-        # A mere announcement is looked into as well: then all that a claim needs is at hand when it counts.
-        if not self.waker.drain() or time.monotonic() - self._vain_claim_at < _DOUBT:
+        self.waker.drain()
+        if time.monotonic() - self._vain_claim_at < _DOUBT:
             return self._peek()
         self.hungry = True
         return False

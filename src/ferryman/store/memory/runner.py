@@ -271,12 +271,11 @@ class MemoryWaker:
                 self._rung = True
                 os.write(self._hammer, b"!")
 
-    def drain(self) -> bool:
+    def drain(self) -> None:
         with self._lock:
             if self._rung and not self._closed:
                 os.read(self._ear, 1)
                 self._rung = False
-        return True
 
     def changed(self) -> bool:
         self._desk.check()

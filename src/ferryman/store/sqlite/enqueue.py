@@ -30,18 +30,25 @@ SELECT l.id, (SELECT id FROM task WHERE name = ?3), (SELECT ifnull(max(seq), 0) 
 FROM (SELECT 1) LEFT JOIN lane l ON l.queue = ?1 AND l.priority = ?2 LEFT JOIN queue q ON q.name = ?1
 """
 
-# ?1 first seq, ?2 all ids, ?13 a JSON array with one element per job
-_INSERT_JOBS = """
+_INSERT_JOB = """
 INSERT INTO job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline, key, room, rank,
     missing, tag)
-SELECT ?1 + n.key, substr(?2, n.key * 16 + 1, 16), ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15
-FROM json_each(?16) n
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
-# ?2 all arguments, one after the other; ?6 a JSON array of start << 32 | length
+_INSERT_BODY = "INSERT INTO body (seq, args, options, tenant, tags) VALUES (?, ?, ?, ?, ?)"
+
+# For plain jobs that differ in ids and arguments alone. ?1 first seq, ?2 all ids, ?10 an array with an element for
+# each job.
+_INSERT_JOBS = """
+INSERT INTO job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline)
+SELECT ?1 + n.key, substr(?2, n.key * 16 + 1, 16), ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9 FROM json_each(?10) n
+"""
+
+# ?2 all arguments, one after the other; ?5 an array of start << 32 | length
 _INSERT_BODIES = """
-INSERT INTO body (seq, args, options, tenant, tags)
-SELECT ?1 + n.key, coalesce(substr(?2, n.value >> 32, n.value & 4294967295), x''), ?3, ?4, ?5 FROM json_each(?6) n
+INSERT INTO body (seq, args, options, tenant)
+SELECT ?1 + n.key, coalesce(substr(?2, n.value >> 32, n.value & 4294967295), x''), ?3, ?4 FROM json_each(?5) n
 """
 
 _PARENT = "SELECT state FROM job WHERE id = ?"
@@ -89,6 +96,8 @@ def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
 
 def _runs(jobs: Sequence[NewJob]) -> list[list[NewJob]]:
     """Consecutive jobs that differ in nothing but ids and arguments."""
+    if len(jobs) == 1:
+        return [list(jobs)]
     runs: list[list[NewJob]] = []
     previous: tuple[Any, ...] | None = None
     for job in jobs:
@@ -129,20 +138,26 @@ def _insert_plain(ledger: Ledger, run: Sequence[NewJob], place: _Place) -> Reque
     lane, task = yield from _settle_in(job, place)
     run_at = _run_at(job, ledger.now)
     state = State.SCHEDULED if run_at > ledger.now else State.READY
-    ids = bytes.fromhex("".join([job.id for job in run]))
-    starts = list(itertools.accumulate([len(job.args) for job in run], initial=1))
-    spans = str([start << 32 | len(job.args) for start, job in zip(starts, run, strict=False)])
-    yield Query(
-        _INSERT_JOBS,
-        (
-            place.first_seq, ids, lane, task, int(state), 0, job.max_attempts, ledger.now, run_at,
-            _deadline(job, ledger.now), None, None, None, None, 0.0, spans,
-        ),
-    )  # fmt: skip
-    yield Query(
-        _INSERT_BODIES,
-        (place.first_seq, b"".join([job.args for job in run]), job.options, job.tenant, None, spans),
-    )
+    now, deadline = ledger.now, _deadline(job, ledger.now)
+    if len(run) == 1:
+        values = (lane, task, int(state), 0, job.max_attempts, now, run_at, deadline)
+        yield Query(
+            _INSERT_JOB,
+            (place.first_seq, bytes.fromhex(job.id), *values, None, None, None, None, 0.0),
+        )
+        yield Query(_INSERT_BODY, (place.first_seq, job.args, job.options, job.tenant, None))
+    else:
+        ids = bytes.fromhex("".join([job.id for job in run]))
+        starts = list(itertools.accumulate([len(job.args) for job in run], initial=1))
+        spans = str([start << 32 | len(job.args) for start, job in zip(starts, run, strict=False)])
+        seq = place.first_seq
+        yield Query(
+            _INSERT_JOBS,
+            (seq, ids, lane, task, int(state), job.max_attempts, now, run_at, deadline, spans),
+        )
+        yield Query(
+            _INSERT_BODIES, (seq, b"".join([job.args for job in run]), job.options, job.tenant, spans)
+        )
     ledger.move(lane, None, state, len(run))
     ledger.note(lane, task, STAT.ENQUEUED, count=len(run))
 
@@ -198,16 +213,15 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
     if place.fair and state is State.READY:
         tag = yield from next_tag((yield from ledger.lane(lane)), job.tenant)
     yield Query(
-        _INSERT_JOBS,
+        _INSERT_JOB,
         (
             seq, bytes.fromhex(job.id), lane, task, int(state), flags, job.max_attempts, ledger.now,
             run_at, _deadline(job, ledger.now), job.key, None if job.key is None else job.room,
-            None if job.key is None else _rank(job), missing or None, tag, "[0]",
+            None if job.key is None else _rank(job), missing or None, tag,
         ),
     )  # fmt: skip
     tags = json.dumps(job.tags) if job.tags else None
-    span = str([1 << 32 | len(job.args)])
-    yield Query(_INSERT_BODIES, (seq, job.args, job.options, job.tenant, tags, span))
+    yield Query(_INSERT_BODY, (seq, job.args, job.options, job.tenant, tags))
     ledger.move(lane, None, state)
     ledger.note(lane, task, STAT.ENQUEUED)
     yield from _remember(ledger, job, seq)

@@ -100,7 +100,8 @@ class Ledger:
             elif rows:
                 yield Many(_COUNT, rows)
         if self._stats:
-            yield Many(_STAT, [(self.minute, *key, n) for key, n in self._stats.items()])
+            stats = [(self.minute, *key, n) for key, n in self._stats.items()]
+            yield Query(_STAT, stats[0]) if len(stats) == 1 else Many(_STAT, stats)
         if self.woke:
             bells = yield Query("SELECT bell FROM worker WHERE gone IS NULL AND bell IS NOT NULL")
             if bells:

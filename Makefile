@@ -24,6 +24,7 @@ bench: ## Measure speed and memory, beside the floors of this very machine
 docs: ## Write the generated parts of docs/ anew
 	@scripts/venv .venv dev
 	@.venv/bin/python scripts/state_diagram.py
+	@.venv/bin/python scripts/reference_pages.py
 
 changelog: ## Collect the fragments of changelog.d/ into CHANGELOG.md
 	@scripts/venv .venv dev

@@ -20,11 +20,12 @@ __all__ = ["claim", "peek"]
 _AT_ONCE = 1_000
 """Jobs promoted, and jobs expired, in one claim at most, so that no transaction takes long."""
 
-_WORKER = "SELECT id, queues FROM worker WHERE name = ? AND gone IS NULL"
-
 _NEXT_DUE = "SELECT min(run_at) FROM job INDEXED BY job_scheduled WHERE state = 1"
 _NEXT_LATE = "SELECT min(deadline) FROM job INDEXED BY job_deadline WHERE deadline IS NOT NULL AND state < 4"
 _NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"
+
+# A worker, and what time will bring next.
+_WORKER = f"SELECT id, queues, ({_NEXT_DUE}), ({_NEXT_LATE}) FROM worker WHERE name = ? AND gone IS NULL"  # noqa: S608
 
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """
@@ -49,8 +50,7 @@ WHERE l.ready > 0 AND coalesce(q.paused, 0) = 0 AND (?1 IS NULL OR l.queue IN (S
 
 def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Requests[Claimed]:
     ledger = Ledger(now)
-    worker_id, queues = yield from find_worker(worker)
-    ((due, late),) = yield Query(_NEXT)
+    worker_id, queues, due, late = yield from find_worker(worker)
     if (due is not None and due <= now) or (late is not None and late <= now):
         yield from _promote(ledger)
         yield from _expire(ledger)
@@ -79,24 +79,24 @@ def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Reque
 
 
 def peek(now: int, worker: WorkerId) -> Requests[Signs]:
-    worker_id, queues = yield from find_worker(worker)
+    worker_id, queues, due, late = yield from find_worker(worker)
     ready = yield Query(f"SELECT EXISTS ({_LANES})", (queues,))
-    ((due, late),) = yield Query(_NEXT)
     orders = yield Query("SELECT EXISTS (SELECT 1 FROM worker_order WHERE worker = ?)", (worker_id,))
     work = bool(ready[0][0]) or any(moment is not None and moment <= now for moment in (due, late))
     return Signs(work, due, bool(orders[0][0]), now)
 
 
-def find_worker(worker: WorkerId) -> Requests[tuple[int, str | None]]:
-    """The number of a worker that is on the register, and its queues as JSON."""
+def find_worker(worker: WorkerId) -> Requests[tuple[int, str | None, int | None, int | None]]:
+    """The number of a worker that is on the register, its queues as JSON, and when the next scheduled job is due
+    and the next deadline passes."""
     found = yield Query(_WORKER, (worker,))
     if not found:
         raise WorkerGone(
             f"worker {worker} is not on the register: it never registered, has left, or was taken for dead "
             "after its lease had ended; its jobs are run by others"
         )
-    ((worker_id, queues),) = found
-    return worker_id, queues
+    row: tuple[int, str | None, int | None, int | None] = found[0]
+    return row
 
 
 def _take(

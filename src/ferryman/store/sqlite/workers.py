@@ -46,7 +46,7 @@ def register(now: int, info: WorkerInfo, lease: int) -> Requests[None]:
 
 
 def heartbeat(now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> Requests[list[Order]]:
-    worker_id, _ = yield from find_worker(worker)
+    worker_id, *_ = yield from find_worker(worker)
     yield Query(
         "UPDATE worker SET status = ?, seen_at = ?, lease_until = ? WHERE id = ?",
         (_encode(status), now, now + lease, worker_id),

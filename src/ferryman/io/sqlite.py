@@ -297,7 +297,7 @@ class Database:
         connection.execute("PRAGMA cache_size=-8192")
         connection.execute("PRAGMA temp_store=MEMORY")
         # Fewer, larger checkpoints: each is a pause for whoever commits then.
-        connection.execute("PRAGMA wal_autocheckpoint=4000")
+        connection.execute("PRAGMA wal_autocheckpoint=10000")
         connection.execute("PRAGMA journal_size_limit=67108864")
         self._prepare(connection)
 

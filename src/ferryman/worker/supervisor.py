@@ -157,19 +157,18 @@ class Supervisor:
         return max(0.0, wake - now)
 
     def _serve(self, desk: Desk) -> None:
-        """Do what is due, talk to the store, hand out what it gave."""
+        """Talk to the store, hand out what it gave, and then see to the duties: no job shall wait for them."""
         now = time.monotonic()
         try:
+            claims = desk.turn(self._wanted(now) if desk.hungry else 0)
+            if claims:
+                self._hand_out(claims)
             if self._duties is not None:
                 self._duties.perform(now)
                 if desk.look(now):
                     self._duties.heartbeat()
-            claims = desk.turn(self._wanted(now) if desk.hungry else 0)
         except WorkerGone:
             self.begin_anew()
-            return
-        if claims:
-            self._hand_out(claims)
 
     def _wanted(self, now: float) -> int:
         """How many jobs to claim; 0 while the executors hold plenty."""

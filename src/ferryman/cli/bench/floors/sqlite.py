@@ -16,7 +16,7 @@ PRAGMA journal_mode=WAL;
 PRAGMA synchronous=FULL;
 PRAGMA cache_size=-8192;
 PRAGMA temp_store=MEMORY;
-PRAGMA wal_autocheckpoint=4000;
+PRAGMA wal_autocheckpoint=10000;
 PRAGMA journal_size_limit=67108864;
 """
 """What `ferryman.io.sqlite` sets; a test compares them."""

@@ -147,7 +147,7 @@ class Codec:
         if len(data) > self.max_bytes:
             raise PayloadError(
                 f"{len(data):,} bytes are more than the {self.max_bytes:,} allowed; store the data elsewhere "
-                "and pass a reference, or raise max_bytes of the codec"
+                "and pass a reference, or raise the setting max_payload (max_bytes of a codec of your own)"
             )
         squeezed = zlib.compress(data, 1)
         if len(squeezed) >= len(data):

@@ -3,7 +3,6 @@ supervisor that it becomes stays small."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -37,7 +36,7 @@ __all__ = ["worker"]
     default="INFO",
     show_default=True,
 )
-@click.option("--url", metavar="URL", help="The store, for an app whose code names none.")
+@click.option("--url", metavar="URL", help="The store, whatever the app's code says.")
 @pass_target
 def worker(
     target: Target,
@@ -63,14 +62,12 @@ def worker(
     from ferryman.worker.main import WorkerStart, run_worker
 
     url = url or target.url
-    if url is not None:
-        # Executors are processes of their own and read their settings themselves.
-        os.environ["FERRYMAN_URL"] = url
     names = None if queues is None else tuple(name.strip() for name in queues.split(",") if name.strip())
     if names == ():
         raise click.UsageError("--queues names no queue; leave it out to serve all")
     start = WorkerStart(
         target=app,
+        url=url,
         queues=names,
         overrides={name: value for name, value in overrides.items() if value is not None},
         reload=reload,

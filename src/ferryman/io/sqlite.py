@@ -107,14 +107,14 @@ class _Effects:
 class Database:
     """One SQLite file as one process sees it: a connection that writes and one that reads.
 
-    Thread-safe. After a fork the child opens connections of its own; those of its parent are never
-    touched, nor closed, for that could release the parent's locks.
+    Thread-safe. None is open while the process forks, see `hold`; afterwards parent and child open their own.
     """
 
     def __init__(self, path: str, clock: Clock, prepare: Callable[[sqlite3.Connection], None]) -> None:
         self.path = os.path.abspath(path)
         self._clock = clock
         self._prepare = prepare
+        self._opened = 0
         self._reset()
         _databases.add(self)
 
@@ -130,9 +130,24 @@ class Database:
         self._turnstile = Turnstile(self.path)
         self._bell: socket.socket | None = None
 
-    def forget(self) -> None:
-        """In a forked child: leave the parent's connections alone for ever, and start anew."""
-        _inherited.append((self._writer, self._reader))
+    def hold(self) -> None:
+        """Before a fork: let nobody in, and close all.
+
+        SQLite keeps a book of the locks that its process has on a file. A fork copies the book, but not the locks.
+        A child beside whose new connection an inherited one were still in that book would believe to hold locks that
+        it does not: then others may delete the log that it writes to, and what it was told is stored would be lost.
+        """
+        self._read_lock.acquire()
+        self._write_lock.acquire()
+        self._close_connections()
+
+    def let_go(self) -> None:
+        """After a fork, in the parent."""
+        self._write_lock.release()
+        self._read_lock.release()
+
+    def start_anew(self) -> None:
+        """After a fork, in the child: what waits is the parent's, as are its threads."""
         self._turnstile.abandon()
         if self._bell is not None:
             self._bell.close()
@@ -254,7 +269,8 @@ class Database:
                 row = self._open_reader().execute("PRAGMA data_version").fetchone()
             except sqlite3.Error as error:
                 _raise_mapped(error, self.path)
-            return int(row[0])
+            # Each connection counts for itself.
+            return self._opened << 32 | int(row[0])
 
     def _open_reader(self) -> sqlite3.Connection:
         if self._reader is None:
@@ -263,6 +279,7 @@ class Database:
                 self._open_writer()
             self._reader = self._connect()
             self._reader.execute("PRAGMA query_only=1")
+            self._opened += 1
         return self._reader
 
     # -- connecting ------------------------------------------------------------------------------------
@@ -303,15 +320,18 @@ class Database:
 
     def close(self) -> None:
         """Close the connections of this process."""
-        with self._write_lock, self._read_lock:
-            for connection in (self._reader, self._writer):
-                if connection is not None:
-                    connection.close()
-            self._writer = self._reader = None
+        with self._read_lock, self._write_lock:  # In the order in which `_open_reader` takes them.
+            self._close_connections()
             self._turnstile.close()
             if self._bell is not None:
                 self._bell.close()
                 self._bell = None
+
+    def _close_connections(self) -> None:
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                connection.close()
+        self._writer = self._reader = None
 
     # -- ringing -----------------------------------------------------------------------------------------
 
@@ -534,13 +554,30 @@ def _raise_mapped(error: sqlite3.Error, path: str) -> NoReturn:
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
-_inherited: list[Any] = []
-"""Connections of the parent in a forked child. They are kept for ever, since closing one would do harm."""
+_forking = threading.Lock()
+_held: list[Database] = []
+"""Between the beginning and the end of a fork, under the lock."""
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    _forking.acquire()
     for database in list(_databases):
-        database.forget()
+        database.hold()
+        _held.append(database)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().let_go()
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        _held.pop().start_anew()
+    _forking.release()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

@@ -15,9 +15,11 @@ import socket
 import sys
 import traceback
 
+import msgspec
+
 from ferryman.errors import AppNotFound
 from ferryman.worker.executor import Executor
-from ferryman.worker.frames import Kind, write_frame
+from ferryman.worker.frames import URL_VARIABLE, Kind, write_frame
 from ferryman.worker.slots import SlotTable
 from ferryman.worker.target import load_app
 
@@ -39,7 +41,11 @@ def main(arguments: list[str]) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        executor = Executor(load_app(target), sock, table, f"the app {target}")
+        app = load_app(target)
+        if (url := os.environ.get(URL_VARIABLE)) is not None:
+            # The command line has the last word; the app has not opened its store yet.
+            app.settings = msgspec.structs.replace(app.settings, url=url)
+        executor = Executor(app, sock, table, f"the app {target}")
     except Exception as error:
         write_frame(sock, Kind.BROKEN, _story(target, error))
         return 2

@@ -21,6 +21,7 @@ from ferryman.store.port import JobNote, QueueSettings
 
 __all__ = [
     "MAX_FRAME_BYTES",
+    "URL_VARIABLE",
     "Assignment",
     "CancelRequest",
     "ExecutorHello",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+URL_VARIABLE = "FERRYMAN_URL_OF_COMMAND"
+"""In an executor's environment: the store that the command line named."""
 
 Track = Literal["thread", "loop"]
 """Where a task runs: ``def`` tasks in threads, ``async def`` tasks in an event loop."""

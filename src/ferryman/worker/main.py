@@ -26,6 +26,8 @@ class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     """``module:attribute`` of the app."""
+    url: str | None = None
+    """The store, whatever the app says."""
     queues: tuple[str, ...] | None = None
     overrides: dict[str, Any] = {}
     """Fields of `WorkerSettings`."""
@@ -44,7 +46,7 @@ def run_worker(start: WorkerStart) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
     )
     supervisor = Supervisor(
-        functools.partial(launch_process, start.target),
+        functools.partial(launch_process, start.target, url=start.url),
         _open_shared_store,
         settings=_settings(start.overrides),
         overrides=start.overrides,

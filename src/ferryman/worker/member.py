@@ -18,6 +18,7 @@ from ferryman.job import Claim, JobId, Outcome
 from ferryman.options import Overrides
 from ferryman.policy.prefetch import Pace
 from ferryman.worker.frames import (
+    URL_VARIABLE,
     Assignment,
     CancelRequest,
     Frame,
@@ -295,8 +296,8 @@ class _Process:
         self.table.close()
 
 
-def launch_process(target: str, places: int) -> Launched:
-    """Start a child process that loads the app `target` names."""
+def launch_process(target: str, places: int, url: str | None = None) -> Launched:
+    """Start a child process that loads the app `target` names; `url` has precedence over the app's own."""
     ours, theirs = socket.socketpair()
     table = SlotTable.create(places)
     try:
@@ -307,6 +308,7 @@ def launch_process(target: str, places: int) -> Launched:
             ],
             pass_fds=(theirs.fileno(), table.fd),
             stdin=subprocess.DEVNULL,
+            env=None if url is None else {**os.environ, URL_VARIABLE: url},
         )  # fmt: skip
     finally:
         theirs.close()

@@ -148,7 +148,9 @@ def _latest(notes: Sequence[JobNote]) -> list[JobNote]:
     for note in reversed(notes):
         if note.progress is not None:
             if note.id in reported:
-                continue
+                if note.text is None:
+                    continue
+                note = JobNote(note.id, note.lease, None, note.text)
             reported.add(note.id)
         kept.append(note)
     kept.reverse()

@@ -105,7 +105,9 @@ def test_compression_can_be_left_out() -> None:
 
 
 def test_a_payload_that_is_too_large_is_refused_with_the_remedy() -> None:
-    with pytest.raises(PayloadError, match=r"5,003 bytes are more than the 4,000.*raise the setting max_payload"):
+    with pytest.raises(
+        PayloadError, match=r"5,003 bytes are more than the 4,000.*raise the setting max_payload"
+    ):
         Codec(max_bytes=4_000, compress_above=100).encode("x" * 5_000)
 
 

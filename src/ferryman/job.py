@@ -21,6 +21,7 @@ __all__ = [
     "MAX_PRIORITY",
     "MIN_PRIORITY",
     "PENDING",
+    "RERUNS",
     "TRANSITIONS",
     "Attempt",
     "Cancel",
@@ -217,6 +218,10 @@ class OutcomeKind(enum.IntEnum):
     `MAX_DEATHS`-th death."""
 
 
+RERUNS = frozenset({OutcomeKind.RETRY, OutcomeKind.SNOOZED, OutcomeKind.RELEASED, OutcomeKind.CRASHED})
+"""Outcomes after which a job may run again, unless it was to be cancelled."""
+
+
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
     """What an executor says of an attempt; `settle` carries it out."""
 
@@ -229,11 +234,16 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     delay: int = 0
     """ms until the next attempt, for RETRY and SNOOZED."""
     error: ErrorInfo | None = None
-    """For RETRY, DEAD and CRASHED."""
+    """For RETRY, DEAD and CRASHED, and what a CANCELLED one ended with."""
     reason: str | None = None
     """A line for people, for SNOOZED and CANCELLED."""
     keep_result: int | None = None
     """ms that the result is kept; the queue's retention if None."""
+
+    def as_cancelled(self) -> Outcome:
+        """What it comes to for a job that was to be cancelled: it must not run again."""
+        reason = "cancelled while it ran"
+        return msgspec.structs.replace(self, kind=OutcomeKind.CANCELLED, reason=reason)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from ferryman.job import (
     FINISHED,
     MAX_DEATHS,
     PENDING,
+    RERUNS,
     JobId,
     NewJob,
     Outcome,
@@ -160,7 +161,9 @@ class Model:
 
     def _again(self, row: Row, now: int) -> None:
         """What was lost goes back to where it was, if an attempt is left."""
-        if row.attempt >= row.new.max_attempts or row.deaths >= MAX_DEATHS:
+        if (row.id, row.lease) in self.told:
+            self._finish(row, State.CANCELLED, now)
+        elif row.attempt >= row.new.max_attempts or row.deaths >= MAX_DEATHS:
             self._finish(row, State.DEAD, now)
         else:
             row.state = State.READY
@@ -206,6 +209,8 @@ class Model:
         if row is None or (row.state, row.worker, row.lease) != (State.RUNNING, worker, outcome.lease):
             return False
         match outcome.kind:
+            case kind if kind in RERUNS and (row.id, row.lease) in self.told:
+                self._finish(row, State.CANCELLED, now)
             case OutcomeKind.SUCCEEDED:
                 self._finish(row, State.SUCCEEDED, now)
             case OutcomeKind.DEAD:
@@ -261,7 +266,8 @@ class Model:
                 row.deaths += 1
                 self._again(row, now)
             died = sum(row.state is State.DEAD for row in held)
-            rescued[worker] = (len(held) - died, died)
+            again = sum(row.state is State.READY for row in held)
+            rescued[worker] = (again, died)
         return rescued
 
     def held_by(self, worker: WorkerId) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ferryman.job import ErrorInfo, JobId, OutcomeKind, State
+from ferryman.job import RERUNS, ErrorInfo, JobId, OutcomeKind, State
 from ferryman.store.port import Filter, Order, QueueRecord, QueueSettings, Take
 
 from .driver import ALL, W1, W2, Ferry, new_job
@@ -115,6 +115,7 @@ def test_a_running_job_is_told_to_stop_once_for_each_lease(ferry: Ferry) -> None
     counts.append(ferry.cancel(job))
 
     ferry.run(ferry.store.rescue([W1]))
+    ferry.replay(job)
     ferry.register(W2)
     ferry.take(W2)
     counts.append(ferry.cancel(job))
@@ -345,3 +346,25 @@ def test_a_deleted_job_may_be_enqueued_anew(ferry: Ferry) -> None:
 
     assert not answer.duplicate
     assert ferry.drain() == [job.id]
+
+
+@pytest.mark.parametrize("kind", sorted(RERUNS))
+def test_a_running_job_that_was_to_be_cancelled_does_not_run_again(ferry: Ferry, kind: OutcomeKind) -> None:
+    job = ferry.add(max_attempts=5)
+    claim = ferry.take()
+    ferry.cancel(job)
+
+    ferry.settle(claim, kind, delay=1_000)
+
+    assert ferry.states([job]) == [State.CANCELLED]
+
+
+def test_a_job_that_was_to_be_cancelled_does_not_outlive_its_worker(ferry: Ferry) -> None:
+    job = ferry.add(max_attempts=5)
+    ferry.take()
+    ferry.cancel(job)
+
+    (rescued,) = ferry.run(ferry.store.rescue([W1]))
+
+    assert (rescued.again, rescued.dead) == (0, 0)
+    assert ferry.states([job]) == [State.CANCELLED]

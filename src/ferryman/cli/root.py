@@ -56,6 +56,7 @@ _COMMANDS = {
     "demo": _Entry("Run", "demo.command", "Watch real work go through a queue, with a crash on the way."),
     "bench": _Entry("Run", "bench.command", "Measure this machine, beside the floors of its store."),
     "queues": _Entry("Look", "queues", "Show the queues and how many jobs they hold."),
+    "stats": _Entry("Look", "stats", "Show what was done lately, and how long jobs waited and ran."),
     "jobs": _Entry("Look", "jobs", "List, show, cancel, retry, delete and wait for jobs."),
     "dead": _Entry("Look", "dead", "List, show, replay, edit and purge dead letters."),
     "workers": _Entry("Look", "workers", "Show the workers, and pause, drain or stop them."),

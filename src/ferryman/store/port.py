@@ -353,7 +353,8 @@ class Work(Protocol):
 
         An outcome is accepted only if the job is RUNNING under this worker and lease; a lost one changes
         nothing. What each kind does is said at `OutcomeKind`. A RETRY or CRASHED outcome of the last
-        attempt makes the job DEAD, as does the `MAX_DEATHS`-th CRASHED one. Failed and crashed
+        attempt makes the job DEAD, as does the `MAX_DEATHS`-th CRASHED one. A job that was to be cancelled does
+        not run again: outcomes of the kinds `ferryman.job.RERUNS` make it CANCELLED. Failed and crashed
         attempts are recorded with the job, and so is a snooze's reason.
 
         A job that finishes gives back its key's place and its unique key, and its children learn of it, in

@@ -40,6 +40,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
         "worker",
         "enqueue",
         "queues",
+        "stats",
         "jobs",
         "dead",
         "workers",
@@ -73,7 +74,7 @@ def test_the_worker_command_imports_nothing_that_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["jobs"], ["jobs", "list"], ["dead", "edit"], ["enqueue"], ["completion"]]
+    "command", [[], ["stats"], ["jobs"], ["jobs", "list"], ["dead", "edit"], ["enqueue"], ["completion"]]
 )
 def test_every_help_fits_a_terminal(quay: Quay, command: list[str]) -> None:
     shown = quay.ferryman(*command, "-h")
@@ -181,7 +182,16 @@ def test_an_interrupt_at_a_question_is_quiet_and_changes_nothing(quay: Quay) -> 
 
 
 @pytest.mark.parametrize(
-    "command", [["queues"], ["jobs", "list"], ["workers"], ["dead", "list"], ["dead", "causes"]]
+    "command",
+    [
+        ["queues"],
+        ["stats"],
+        ["stats", "--by", "minute"],
+        ["jobs", "list"],
+        ["workers"],
+        ["dead", "list"],
+        ["dead", "causes"],
+    ],
 )
 def test_tables_fit_a_terminal_of_a_hundred_columns(quay: Quay, command: list[str]) -> None:
     quay.dead_letter(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ferryman.job import MAX_DEATHS, Attempt, ErrorInfo, Note, Outcome, OutcomeKind, State, WorkerId
+from ferryman.job import MAX_DEATHS, RERUNS, Attempt, ErrorInfo, Note, Outcome, OutcomeKind, State, WorkerId
 from ferryman.policy.latency import bucket_of
 from ferryman.store.memory.book import Book, Card, Minute
 from ferryman.store.memory.finish import finish
@@ -60,6 +60,8 @@ def settle_leased(book: Book, now: int, card: Card, outcome: Outcome, *, death: 
     nobody's fault is no death."""
     book.touch(card)
     _let_go(book, card)
+    if card.warned == card.lease and outcome.kind in RERUNS:
+        outcome = outcome.as_cancelled()
     kind = outcome.kind
     if kind is OutcomeKind.RELEASED:
         card.attempt -= 1

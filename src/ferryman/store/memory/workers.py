@@ -74,10 +74,9 @@ def _take_back(
     for card in worker.holding():
         ran_us = max(0, now - (card.started_at or now)) * 1000
         outcome = Outcome(card.new.id, card.lease, OutcomeKind.CRASHED, ran_us=ran_us, error=error)
-        if settle_leased(book, now, card, outcome, death=death) is State.DEAD:
-            died += 1
-        else:
-            again += 1
+        state = settle_leased(book, now, card, outcome, death=death)
+        died += state is State.DEAD
+        again += state is State.READY
     return again, died
 
 

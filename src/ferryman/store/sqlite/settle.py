@@ -10,7 +10,7 @@ import msgspec
 
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query
-from ferryman.job import MAX_DEATHS, ErrorInfo, Outcome, OutcomeKind, State, WorkerId
+from ferryman.job import MAX_DEATHS, RERUNS, ErrorInfo, Outcome, OutcomeKind, State, WorkerId
 from ferryman.policy.latency import bucket_of
 from ferryman.store.port import JobNote
 from ferryman.store.sqlite.finish import Finished, let_go
@@ -112,6 +112,8 @@ def _succeed(ledger: Ledger, jobs: Sequence[tuple[Leased, Outcome]]) -> Requests
 
 def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1) -> Requests[State]:
     """Carry out an outcome other than success. Answers where the job went. `deaths` is what a crash counts for."""
+    if job.flags & FLAG.CANCEL_ASKED and outcome.kind in RERUNS:
+        outcome = outcome.as_cancelled()
     kind = outcome.kind
     started = ledger.now - outcome.ran_us // 1000
     if kind in _MEASURED:

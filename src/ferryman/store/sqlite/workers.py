@@ -122,10 +122,8 @@ def _take_back(ledger: Ledger, worker_id: int, error: ErrorInfo, *, deaths: int)
         ran_us = max(0, ledger.now - row[13]) * 1000
         outcome = Outcome(JobId(job.id.hex()), job.lease, OutcomeKind.CRASHED, ran_us=ran_us, error=error)
         state = yield from settle_leased(ledger, job, outcome, deaths)
-        if state is State.DEAD:
-            died += 1
-        else:
-            again += 1
+        died += state is State.DEAD
+        again += state is State.READY
     return again, died
 
 

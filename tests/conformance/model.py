@@ -263,7 +263,7 @@ class Model:
             del self.leases[worker]
             held = self.held_by(worker)
             for row in held:
-                row.deaths += 1
+                row.deaths += (row.id, row.lease) not in self.told
                 self._again(row, now)
             died = sum(row.state is State.DEAD for row in held)
             again = sum(row.state is State.READY for row in held)

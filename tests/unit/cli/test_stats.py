@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import click
 import pytest
 
@@ -17,7 +21,7 @@ from .conftest import Quay
 MINUTE = 60_000
 
 
-def part(minute: int = 0, queue: str = "email", task: str = "app.send", **numbers: int) -> MinuteStats:
+def part(minute: int = 0, queue: str = "email", task: str = "app.send", **numbers: Any) -> MinuteStats:
     return MinuteStats(minute=minute, queue=queue, task=task, **numbers)
 
 
@@ -92,6 +96,16 @@ def test_a_duration_takes_five_columns(us: int | None, text: str) -> None:
     assert len(text) <= 5
 
 
+@contextmanager
+def some_minutes_ago(quay: Quay, minutes: int) -> Iterator[ManualClock]:
+    """Meanwhile what the quay does to the store is done at a time that the test moves on."""
+    clock = ManualClock(SystemClock().now() - minutes * MINUTE)
+    present, quay.app = quay.app, App(quay.url, clock=clock)
+    yield clock
+    quay.app.close()
+    quay.app = present
+
+
 def work(quay: Quay) -> None:
     """One email that succeeds after a retry, one that dies, and a report that only waits."""
     worker = quay.start_worker(tasks=["app.send", "app.report"])
@@ -145,19 +159,17 @@ def test_stats_for_people_end_with_the_total(quay: Quay) -> None:
 
 
 def test_stats_by_minute_draw_how_many_jobs_succeeded(quay: Quay) -> None:
-    clock = ManualClock(SystemClock().now() - 10 * MINUTE)
-    past = App(quay.url, clock=clock)
-    now, quay.app = quay.app, past
-    worker = quay.start_worker()
-    for minutes, jobs in ((1, 4), (1, 2), (3, 0)):
-        for _ in range(max(jobs, 1)):
-            quay.enqueue()
-        for claim in quay.claim(worker, count=jobs) if jobs else ():
-            quay.settle(worker, claim, OutcomeKind.SUCCEEDED)
-        clock.advance(60 * minutes)
-    quay.enqueue()
-    quay.app = now
-    past.close()
+    with some_minutes_ago(quay, 10) as clock:
+        worker = quay.start_worker()
+        for jobs in (4, 2):
+            for _ in range(jobs):
+                quay.enqueue()
+            for claim in quay.claim(worker, count=jobs):
+                quay.settle(worker, claim, OutcomeKind.SUCCEEDED)
+            clock.advance(60)
+        quay.enqueue()
+        clock.advance(180)
+        quay.enqueue()
 
     lines = quay.lines("stats", "--by", "minute")
     titles, *rows, _ = quay.ferryman("stats", "--by", "minute").stdout.splitlines()
@@ -167,17 +179,14 @@ def test_stats_by_minute_draw_how_many_jobs_succeeded(quay: Quay) -> None:
     assert lines[0]["minute"].endswith(":00.000Z")
     assert titles.split()[0] == "MINUTE"
     bars = [row.count("#") for row in rows]
-    assert bars[0] == 2 * bars[1] or bars[0] == 2 * bars[1] - 1
+    assert bars[0] > bars[1] > 0
     assert bars[2:] == [0, 0, 0]
     assert rows[3] == "..."
 
 
 def test_stats_reach_back_as_far_as_asked(quay: Quay) -> None:
-    past = App(quay.url, clock=ManualClock(SystemClock().now() - 3 * 60 * MINUTE))
-    now, quay.app = quay.app, past
-    quay.enqueue(queue="long-ago")
-    quay.app = now
-    past.close()
+    with some_minutes_ago(quay, 180):
+        quay.enqueue(queue="long-ago")
     quay.enqueue(queue="just-now")
 
     assert [row["queue"] for row in quay.lines("stats")] == ["just-now"]

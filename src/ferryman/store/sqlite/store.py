@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ferryman.clock import Clock, SystemClock
-from ferryman.io.bell import SqliteWaker
 from ferryman.io.operation import AsyncRunner, Operation, Runner
-from ferryman.io.sqlite import AsyncSqliteRunner, Database, SqliteRunner
+from ferryman.io.sqlite import AsyncSqliteRunner, Database, SqliteRunner, SqliteWaker
 from ferryman.job import History, Job, JobId, NewJob, Outcome, WorkerId
 from ferryman.store.port import (
     Capabilities,

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from ferryman.io.sqlite import Database
+from ferryman.io.sqlite.database import Database
 
 __all__ = ["SqliteWaker"]
 

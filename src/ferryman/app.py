@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ class App:
         self.queue_settings: dict[str, QueueSettings] = {}
         self._clock = clock
         self._store = store
+        self._opening = threading.Lock()
         self._undeclared = False
         self._async_runners: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRunner] = (
             weakref.WeakKeyDictionary()
@@ -85,9 +87,13 @@ class App:
     @property
     def store(self) -> Store:
         """Where the jobs live; opened when first needed."""
-        if self._store is None:
-            self._store = open_store(self.settings.url, self._clock)
-        return self._store
+        store = self._store
+        if store is None:
+            with self._opening:
+                store = self._store
+                if store is None:
+                    store = self._store = open_store(self.settings.url, self._clock)
+        return store
 
     # -- registering -----------------------------------------------------------------------------------
 

@@ -114,8 +114,9 @@ class Desk:
         if time.monotonic() < self._retry_at:
             return ()
         operations: list[Operation[Any]] = []
-        if self.notes:
-            operations.append(self.store.annotate(self.worker, self.notes))
+        notes = self.notes[:MOST_JOBS]
+        if notes:
+            operations.append(self.store.annotate(self.worker, notes))
         outcomes = self.outcomes[:MOST_JOBS]
         if outcomes:
             operations.append(self.store.settle(self.worker, outcomes))
@@ -129,7 +130,7 @@ class Desk:
             self.fail(error)
             return ()
         self._recovered()
-        self.notes.clear()
+        del self.notes[: len(notes)]
         if outcomes:
             del self.outcomes[: len(outcomes)]
             self._hear_verdict(outcomes, answers[-2 if room else -1])

@@ -7,6 +7,7 @@ a task that computes shares the interpreter with the program, and a hard timeout
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from ferryman.app import App
-from ferryman.errors import ConfigError, FerrymanError
+from ferryman.errors import ConfigError
 from ferryman.job import WorkerId
 from ferryman.worker.executor import Executor
 from ferryman.worker.member import Launched
@@ -24,6 +25,8 @@ from ferryman.worker.slots import SlotTable
 from ferryman.worker.supervisor import Supervisor
 
 __all__ = ["InProcessWorker"]
+
+log = logging.getLogger("ferryman.worker")
 
 
 class InProcessWorker:
@@ -82,8 +85,10 @@ class InProcessWorker:
     def _serve(self) -> None:
         try:
             self._supervisor.run()
-        except FerrymanError as error:
+        except BaseException as error:
+            # Whoever started the worker has to learn of it, whatever it is.
             self._error = error
+            log.error("the worker ended: %s", error)
         finally:
             self._ready.set()
 

@@ -139,6 +139,8 @@ class Supervisor:
         self._watch_members()
         for key, mask in self._selector.select(self._patience()):
             if isinstance(key.data, Member):
+                if key.data not in self.crew.members:
+                    continue  # an earlier event of this round made an end of it
                 if mask & selectors.EVENT_WRITE:
                     key.data.flush()
                 if mask & selectors.EVENT_READ:

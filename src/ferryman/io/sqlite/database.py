@@ -85,7 +85,7 @@ class Database:
         with self._write_lock:
             # More than one group may wait before it.
             while not ticket.done:
-                self._commit_waiting()
+                self._commit_waiting(ticket)
         if ticket.error is not None:
             raise ticket.error
         return ticket.results
@@ -101,22 +101,29 @@ class Database:
                 if self._tickets:
                     self._commit_waiting()
 
-    def _commit_waiting(self) -> None:
+    def _commit_waiting(self, own: Ticket | None = None) -> None:
+        """Commit a group of those that wait. `own` is the ticket of the thread that does it, if it has one."""
         group = [self._tickets.popleft() for _ in range(min(len(self._tickets), _GROUP))]
         effects = Effects()
         try:
             with self._turnstile.turn():
                 self._commit(group, effects)
-        except BaseException as error:
+        except Exception as error:
             for ticket in group:
                 ticket.error = ticket.error or error
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            for ticket in group:
-                ticket.done = True
-                if ticket.on_done is not None:
-                    ticket.on_done()
+        except BaseException:
+            # This thread is interrupted; the others' operations have nothing to do with that.
+            others = [ticket for ticket in group if ticket is not own]
+            if effects.committed:
+                _tell(others)
+            else:
+                for ticket in others:
+                    ticket.error = None
+                self._tickets.extendleft(reversed(others))
+            while self._tickets:
+                self._commit_waiting()
+            raise
+        _tell(group)
         if effects.bells:
             self._ring(effects.bells)
 
@@ -134,9 +141,12 @@ class Database:
             else:
                 for ticket in group:
                     perform_apart(connection, ticket, now, effects)
+            # Opened first, since after the commit nothing may fail any more.
+            log = self._open_log() if effects.sync and not durable else None
             connection.execute("COMMIT")
-            if effects.sync and not durable:
-                self._sync_log()
+            effects.committed = True
+            if log is not None:
+                _sync(log)
         except sqlite3.Error as error:
             undo(connection)
             raise_mapped(error, self.path)
@@ -144,12 +154,11 @@ class Database:
             undo(connection)
             raise
 
-    def _sync_log(self) -> None:
-        log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+    def _open_log(self) -> int:
         try:
-            os.fsync(log)
-        finally:
-            os.close(log)
+            return os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreUnavailable(f"the log of the database {self.path!r} cannot be opened: {error}") from error
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._writer is None:
@@ -260,12 +269,28 @@ class Database:
 
     def _ring(self, bells: Sequence[str]) -> None:
         """Send a datagram to each bell. One that is full is being rung already; one that is gone needs none."""
-        if self._bell is None:
-            self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            self._bell.setblocking(False)
-        for bell in dict.fromkeys(bells):
-            with contextlib.suppress(OSError):
-                self._bell.sendto(b"!", bell)
+        # What was committed is not to fail for want of a descriptor; the workers look by themselves soon.
+        with contextlib.suppress(OSError):
+            if self._bell is None:
+                self._bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self._bell.setblocking(False)
+            for bell in dict.fromkeys(bells):
+                with contextlib.suppress(OSError):
+                    self._bell.sendto(b"!", bell)
+
+
+def _tell(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.done = True
+        if ticket.on_done is not None:
+            ticket.on_done()
+
+
+def _sync(log: int) -> None:
+    # The commit is done and stands: a disk that cannot sync will be told of by the next one.
+    with contextlib.suppress(OSError):
+        os.fsync(log)
+    os.close(log)
 
 
 # -- forks -------------------------------------------------------------------------------------------

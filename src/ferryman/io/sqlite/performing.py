@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ferryman.errors import StoreError
 from ferryman.io.operation import Operation
 from ferryman.io.sqlite.requests import Conflict, Many, Query, Ring
 
@@ -33,9 +34,10 @@ class Ticket:
 class Effects:
     """What operations of a transaction want done beside their statements."""
 
-    __slots__ = ("bells", "sync")
+    __slots__ = ("bells", "committed", "sync")
 
     def __init__(self) -> None:
+        self.committed = False
         self.bells: list[str] = []
         self.sync = False
 
@@ -49,6 +51,11 @@ def perform_apart(connection: sqlite3.Connection, ticket: Ticket, now: int, effe
     connection.execute("SAVEPOINT ticket")
     try:
         perform_ticket(connection, ticket, now, effects)
+    except (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError) as error:
+        # A value that SQLite cannot take.
+        connection.execute("ROLLBACK TO ticket")
+        ticket.error = StoreError(f"the database did not take a value: {error}")
+        ticket.error.__cause__ = error
     except sqlite3.Error:
         # The disk is full, or worse: that concerns all.
         raise

@@ -95,9 +95,12 @@ class AsyncSqliteRunner:
         self._wake.release()
 
     def _ensure_thread(self) -> None:
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None or not self._thread.is_alive() or self._pid != os.getpid():
             self._pid = os.getpid()
-            self._wake = threading.Semaphore(0)
+            self.closed = False
+            self._wake = wake = threading.Semaphore(0)
+            # The thread ends with its runner, which it must not keep alive.
+            weakref.finalize(self, wake.release)
             self._thread = threading.Thread(
                 target=_commit_when_woken,
                 args=(weakref.ref(self), self._database, self._wake),
@@ -111,17 +114,12 @@ def _commit_when_woken(
     owner: weakref.ref[AsyncSqliteRunner], database: Database, wake: threading.Semaphore
 ) -> None:
     while True:
-        # The thread ends with its runner, which it must not keep alive.
-        if not wake.acquire(timeout=5.0):
-            runner = owner()
-            if runner is None or runner.closed:
-                return
-            continue
+        wake.acquire()
         while wake.acquire(blocking=False):
             pass
         database.drain()
         runner = owner()
-        if runner is not None and runner.closed:
+        if runner is None or runner.closed:
             return
         del runner
 

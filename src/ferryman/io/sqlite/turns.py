@@ -94,6 +94,9 @@ class Turnstile:
                 os.close(descriptor)
         self._gate = self._turn = -1
 
+    def __del__(self) -> None:
+        self.close()
+
     def abandon(self) -> None:
         """In a forked child: drop the descriptors, which share the parent's locks, without unlocking."""
         self.close()

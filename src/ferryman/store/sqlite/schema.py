@@ -167,7 +167,7 @@ CREATE TABLE tenant (
 ) WITHOUT ROWID;
 
 CREATE TABLE worker (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used again: history names workers that are long gone
     name TEXT NOT NULL UNIQUE,              -- ferryman.job.WorkerId
     info BLOB NOT NULL,                     -- MessagePack of ferryman.store.port.WorkerInfo
     status BLOB NOT NULL,

@@ -117,7 +117,8 @@ class Desk:
         notes = self.notes[:MOST_JOBS]
         if notes:
             operations.append(self.store.annotate(self.worker, notes))
-        outcomes = self.outcomes[:MOST_JOBS]
+        # What a job said of itself goes ahead of its outcome, after which it would be void.
+        outcomes = self.outcomes[:MOST_JOBS] if len(notes) == len(self.notes) else []
         if outcomes:
             operations.append(self.store.settle(self.worker, outcomes))
         if room:

@@ -308,6 +308,8 @@ def launch_process(target: str, places: int, url: str | None = None) -> Launched
             ],
             pass_fds=(theirs.fileno(), table.fd),
             stdin=subprocess.DEVNULL,
+            # ^C at a terminal is the supervisor's to handle; it shall not reach programs that tasks have started.
+            process_group=0,
             env=None if url is None else {**os.environ, URL_VARIABLE: url},
         )  # fmt: skip
     finally:

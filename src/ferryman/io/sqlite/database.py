@@ -158,7 +158,9 @@ class Database:
         try:
             return os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreUnavailable(f"the log of the database {self.path!r} cannot be opened: {error}") from error
+            raise StoreUnavailable(
+                f"the log of the database {self.path!r} cannot be opened: {error}"
+            ) from error
 
     def _open_writer(self) -> sqlite3.Connection:
         if self._writer is None:

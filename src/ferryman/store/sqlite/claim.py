@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,12 +61,14 @@ def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Reque
         ((due, late),) = yield Query(_NEXT)
     lanes = {(queue, priority): (lane, ready, fair) for lane, queue, priority, ready, fair in
              (yield Query(_LANES, (queues,)))}  # fmt: skip
+    # A lane of the worker's own queues that is not among these is empty, or paused.
+    own: list[str] | None = None if queues is None else json.loads(queues)
     jobs: list[Claim] = []
     taken: dict[int, int] = {}
     for take in plan:
         count = min(take.count, limit - len(jobs))
         found = lanes.get((take.queue, take.priority))
-        if found is None:
+        if found is None and own is not None and take.queue not in own:
             found = yield from _lane_outside(take)
         if found is None or count <= 0:
             continue

@@ -16,7 +16,7 @@ import msgspec
 from ferryman.errors import QueueFull, UnknownParent
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Conflict, Many, Query
-from ferryman.job import FINISHED, PENDING, JobId, NewJob, State
+from ferryman.job import FINISHED, JobId, NewJob, State
 from ferryman.store.port import Enqueued
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import STAT, Ledger, ids_param
@@ -330,13 +330,10 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
     if excess <= 0:
         return
     ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
-    rows: list[Any] = []
-    if overflow == "drop_oldest":
-        for query in _OLDEST:
-            rows += yield Query(query, (queue, first_seq, excess))
+    rows = (yield from _oldest(queue, first_seq, excess)) if overflow == "drop_oldest" else []
     if len(rows) < excess:
         raise QueueFull(queue, max_size)
-    for row in sorted(rows):
+    for row in rows:
         # One that was dropped may have taken its children along.
         if (yield Query("SELECT 1 FROM job WHERE seq = ? AND state < 4", row[:1])):
             yield from _drop(now, queue, row)
@@ -361,12 +358,31 @@ def _drop(now: int, queue: str, job: tuple[int, bytes, int, int, int, str | None
     yield from ledger.close()
 
 
-# One for each state, by the index of that state.
-_OLDEST = [
-    "SELECT seq, id, lane, state, flags, key FROM job"  # noqa: S608
-    f" WHERE state = {int(state)} AND lane IN (SELECT id FROM lane WHERE queue = ?) AND seq < ? ORDER BY seq LIMIT ?"
-    for state in sorted(PENDING)
+_OLDEST = """
+SELECT seq, id, lane, state, flags, key FROM job INDEXED BY {index}
+WHERE state = {state} AND lane = ?1 AND seq < ?2 {more} ORDER BY seq LIMIT ?3
+"""
+
+# One for each state, by the index of that state. Ready jobs of a queue that is not fair lie in order of arrival.
+_OLDEST_IN_LANE = [
+    _OLDEST.format(index=index, state=int(state), more=more)
+    for state, index, more in (
+        (State.WAITING, "job_waiting", ""),
+        (State.SCHEDULED, "job_scheduled", ""),
+        (State.READY, "job_ready", "AND tag = 0"),
+        (State.READY, "job_ready", "AND tag > 0"),
+        (State.PARKED, "job_parked", ""),
+    )
 ]
+
+
+def _oldest(queue: str, first_seq: int, count: int) -> Requests[list[Any]]:
+    """The oldest pending jobs of a queue that arrived before this batch, in their order."""
+    rows: list[Any] = []
+    for (lane,) in (yield Query("SELECT id FROM lane WHERE queue = ?", (queue,))):
+        for query in _OLDEST_IN_LANE:
+            rows += yield Query(query, (lane, first_seq, count))
+    return sorted(rows)[:count]
 
 
 def _is_any_known(jobs: Sequence[NewJob]) -> Requests[bool]:

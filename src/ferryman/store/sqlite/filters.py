@@ -15,6 +15,9 @@ __all__ = ["matching"]
 
 _IN = "IN (SELECT value FROM json_each(?))"
 
+_FINISHED_RARELY = {State.CANCELLED: " AND j.state >= 5", State.EXPIRED: " AND j.state >= 5"}
+"""States that are rare among finished ones: named with the condition of their index, so that it is used."""
+
 
 def matching(
     which: Filter,
@@ -42,11 +45,19 @@ def matching(
         # Positions come first: a filter by id starts from the ids.
         source = "(SELECT DISTINCT substr(?, n.key * 16 + 1, 16) AS id FROM json_each(?) n) w CROSS JOIN job j ON j.id = w.id"
         params += [ids, numbers]
-    if states is not None:
+    if states is not None and len(states) == 1:
+        # Only this form lets SQLite use the index of a state.
+        need(f"j.state = {int(states[0])}{_FINISHED_RARELY.get(states[0], '')}")
+        if states[0] is State.RUNNING and not which.ids:
+            # Few among many, which SQLite's planner cannot know.
+            source += " INDEXED BY job_running"
+    elif states is not None:
         need(f"j.state IN ({', '.join(str(int(state)) for state in states)})")
     if which.queues:
         need(f"j.lane IN (SELECT id FROM lane WHERE queue {_IN})", json.dumps(which.queues))  # noqa: S608
-    if which.tasks:
+    if len(which.tasks) == 1:
+        need("j.task = (SELECT id FROM task WHERE name = ?)", which.tasks[0])
+    elif which.tasks:
         need(f"j.task IN (SELECT id FROM task WHERE name {_IN})", json.dumps(which.tasks))  # noqa: S608
     if which.tags:
         need(f"j.seq IN (SELECT seq FROM tag WHERE tag {_IN})", json.dumps(which.tags))  # noqa: S608

@@ -8,7 +8,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
 from ferryman.store.port import Retention
-from ferryman.store.sqlite.ledger import Ledger
+from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.schema import FLAG
 from ferryman.store.sqlite.steer import erase
 
@@ -28,7 +28,7 @@ _ANY_TIME = 1 << 62
 
 def prune(now: int, retention: Retention, limit: int) -> Requests[int]:
     ledger = Ledger(now)
-    yield from _prune_small(now, retention)
+    yield from _prune_small(now, retention, limit)
     rows: list[Any] = []
     for states, age, most in (
         ((State.SUCCEEDED,), retention.succeeded, retention.succeeded_count),
@@ -63,15 +63,25 @@ def _count(states: tuple[State, ...]) -> Requests[int]:
     return sum(counts[state] or 0 for state in states)
 
 
-def _prune_small(now: int, retention: Retention) -> Requests[None]:
+def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
     yield Query("DELETE FROM stat WHERE minute < ?", (now - retention.stats,))
     yield Query("DELETE FROM lock WHERE until <= ?", (now,))
     yield Query("DELETE FROM kv WHERE until <= ?", (now,))
     yield Query("DELETE FROM unique_key WHERE until <= ?", (now,))
     yield Query("DELETE FROM tenant WHERE tag <= (SELECT clock FROM lane WHERE id = tenant.lane)")
-    yield Query(
-        "UPDATE body SET result = NULL WHERE result IS NOT NULL AND seq IN"
-        " (SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND result_until <= ?)",
-        (now,),
+    over = yield Query(
+        "SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND flags & 512 = 0"
+        " AND result_until <= ? LIMIT ?",
+        (now, limit),
     )
-    yield Query("DELETE FROM worker WHERE gone IS NOT NULL AND seen_at < ?", (now - retention.workers,))
+    if over:
+        seqs = seqs_param([seq for (seq,) in over])
+        yield Query("UPDATE body SET result = NULL WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
+        yield Query(
+            "UPDATE job SET flags = flags | 512 WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
+        )
+    # Their names stay, since histories of jobs tell them.
+    yield Query(
+        "UPDATE worker SET gone = 3, info = x'', status = x'' WHERE gone < 3 AND seen_at < ?",
+        (now - retention.workers,),
+    )

@@ -169,7 +169,8 @@ def causes(which: Filter) -> Requests[list[CauseCount]]:
 
 def workers() -> Requests[list[WorkerRecord]]:
     rows = yield Query(
-        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM worker ORDER BY id"
+        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM worker"
+        " WHERE gone IS NULL OR gone < 3 ORDER BY id"
     )
     return [
         WorkerRecord(

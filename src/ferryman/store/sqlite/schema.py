@@ -37,6 +37,8 @@ class FLAG:
     CANCEL_ASKED = 128
     """The worker that runs it has been told to cancel it."""
     TAGS = 256
+    FORGOTTEN = 512
+    """Its result's time was over, and the result is gone."""
 
 
 _TABLES = """
@@ -103,7 +105,7 @@ CREATE INDEX job_scheduled ON job (run_at, seq) WHERE state = 1;
 CREATE INDEX job_waiting ON job (seq) WHERE state = 0;
 CREATE INDEX job_parked ON job (key, rank, seq) WHERE state = 3;
 CREATE INDEX job_deadline ON job (deadline) WHERE deadline IS NOT NULL AND state < 4;
-CREATE INDEX job_result_until ON job (result_until) WHERE result_until IS NOT NULL;
+CREATE INDEX job_result_until ON job (result_until) WHERE result_until IS NOT NULL AND flags & 512 = 0;
 
 CREATE TABLE body (
     seq INTEGER PRIMARY KEY,                -- job.seq
@@ -176,9 +178,10 @@ CREATE TABLE worker (
     registered_at INTEGER NOT NULL,
     seen_at INTEGER NOT NULL,
     lease_until INTEGER NOT NULL,
-    gone INTEGER                            -- 1 stopped, 2 dead
+    gone INTEGER                            -- 1 stopped, 2 dead, 3 either, and pruned save for its name
 );
 CREATE INDEX worker_alive ON worker (lease_until) WHERE gone IS NULL;
+CREATE INDEX worker_gone ON worker (seen_at) WHERE gone < 3;
 
 CREATE TABLE worker_order (
     id INTEGER PRIMARY KEY,

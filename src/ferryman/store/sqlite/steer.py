@@ -107,7 +107,7 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
         yield Query("UPDATE parent SET done = 1 WHERE child = ?", (seq,))
         if key is not None:
             yield from rejoin_key(key, 1 if flags & FLAG.ORDERED else room)
-        yield from enter(ledger, seq, lane, state, flags & ~FLAG.HOLDS, key)
+        yield from enter(ledger, seq, lane, state, flags & ~(FLAG.HOLDS | FLAG.FORGOTTEN), key)
         count += 1
     yield from ledger.close()
     return count

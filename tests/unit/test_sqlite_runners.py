@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import resource
-import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ import pytest
 
 from ferryman import Ferryman
 from ferryman.errors import StoreError
+from ferryman.io.sqlite.turns import Turnstile
 from ferryman.job import NewJob, WorkerId, new_id
 from ferryman.store.port import WorkerInfo
 from ferryman.store.sqlite.store import SqliteStore
@@ -103,16 +102,12 @@ def test_an_enqueue_is_acknowledged_though_no_bell_can_be_rung(store: SqliteStor
     assert stored.id == answer.id
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_store_that_is_forgotten_leaves_no_lock_files_open(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
+def test_a_turnstile_that_is_forgotten_leaves_no_lock_files_open(tmp_path: Path) -> None:
+    turnstile = Turnstile(str(tmp_path / "jobs.db"))
+    with turnstile.turn():
+        pass
 
-    def use() -> None:
-        SqliteStore(str(path)).runner().run(SqliteStore(str(path)).enqueue([job()]))
+    del turnstile
 
-    use()
-    open_files = {str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
-
-    assert not [name for name in open_files if name.endswith(("-turn", "-gate"))]
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT count(*) FROM job").fetchone() == (1,)
+    open_files = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [name for name in open_files if name.startswith(str(tmp_path))]

@@ -6,11 +6,9 @@ A store asks its clock once a transaction; nothing else in Ferryman decides leas
 from __future__ import annotations
 
 import time
-from typing import NewType, Protocol
+from typing import Protocol
 
-__all__ = ["Clock", "ManualClock", "Millis", "SystemClock", "millis"]
-
-Millis = NewType("Millis", int)
+__all__ = ["Clock", "ManualClock", "SystemClock", "millis"]
 
 
 class Clock(Protocol):

@@ -106,8 +106,7 @@ class Crew:
 
     def room(self, now: float) -> int:
         """How many jobs can be handed out without making any of them wait long."""
-        busy = sum(min(member.places, len(member.jobs)) for member in self.members)
-        spare = max(0, self.settings.concurrency - busy)
+        spare = max(0, self.settings.concurrency - self.running())
         able = self._able()
         room = sum(member.room(now) for member in able)
         # Relief executors bring places, but the worker's concurrency holds.

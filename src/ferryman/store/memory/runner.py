@@ -76,16 +76,7 @@ class Desk:
     # -- transactions ----------------------------------------------------------------------------
 
     def perform(self, operation: Operation[T]) -> T:
-        self.check()
-        with self._lock:
-            try:
-                answer = self._drive(operation, self._clock.now())
-                bells = self._commit()
-            except BaseException as error:
-                self._roll_back(error)
-                raise
-        for bell in bells:
-            bell.ring()
+        answer: T = self.perform_all([operation])[0]
         return answer
 
     def perform_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:

@@ -309,8 +309,6 @@ def _flags(job: NewJob) -> int:
         flags |= FLAG.HOLD
     if job.unique is not None and job.unique.period is None:
         flags |= FLAG.UNIQUE if job.unique.until == "finished" else FLAG.UNIQUE_START
-    if job.tags:
-        flags |= FLAG.TAGS
     return flags
 
 

@@ -70,7 +70,7 @@ def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
     yield Query("DELETE FROM unique_key WHERE until <= ?", (now,))
     yield Query("DELETE FROM tenant WHERE tag <= (SELECT clock FROM lane WHERE id = tenant.lane)")
     over = yield Query(
-        "SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND flags & 512 = 0"
+        "SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND flags & 256 = 0"
         " AND result_until <= ? LIMIT ?",
         (now, limit),
     )
@@ -78,7 +78,7 @@ def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
         seqs = seqs_param([seq for (seq,) in over])
         yield Query("UPDATE body SET result = NULL WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
         yield Query(
-            "UPDATE job SET flags = flags | 512 WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
+            "UPDATE job SET flags = flags | 256 WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
         )
     # Their names stay, since histories of jobs tell them.
     yield Query(

@@ -36,8 +36,7 @@ class FLAG:
     """It may hold a unique key that is given back when it is claimed."""
     CANCEL_ASKED = 128
     """The worker that runs it has been told to cancel it."""
-    TAGS = 256
-    FORGOTTEN = 512
+    FORGOTTEN = 256
     """Its result's time was over, and the result is gone."""
 
 
@@ -105,7 +104,7 @@ CREATE INDEX job_scheduled ON job (run_at, seq) WHERE state = 1;
 CREATE INDEX job_waiting ON job (seq) WHERE state = 0;
 CREATE INDEX job_parked ON job (key, rank, seq) WHERE state = 3;
 CREATE INDEX job_deadline ON job (deadline) WHERE deadline IS NOT NULL AND state < 4;
-CREATE INDEX job_result_until ON job (result_until) WHERE result_until IS NOT NULL AND flags & 512 = 0;
+CREATE INDEX job_result_until ON job (result_until) WHERE result_until IS NOT NULL AND flags & 256 = 0;
 
 CREATE TABLE body (
     seq INTEGER PRIMARY KEY,                -- job.seq

@@ -1,5 +1,7 @@
 # Every target sets up what it needs by itself: all it asks of the machine is Python 3.11 or newer.
 # PYTHON=/path/to/python chooses the interpreter; else the newest one on the PATH is taken.
+# `test` and `check` need Redis 7, PostgreSQL 13 and PgBouncer besides, or newer ones. They install what is missing, if
+# they may (as root with apt-get, or with Homebrew), and say what to do otherwise; they start servers of their own.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs changelog clean venv

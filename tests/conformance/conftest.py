@@ -64,3 +64,4 @@ def _driven(candidate: Candidate, folder: Path) -> Iterator[Ferry]:
         check_counts(store)
     finally:
         store.close()
+        candidate.clear(folder)

@@ -26,8 +26,8 @@ from ferryman.store.port import (
 from ferryman.store.sqlite.store import SqliteStore
 
 SCAN = re.compile(
-    r"SCAN (job|j|c|body|b|attempt|a|note|parent|p|unique_key|tag)\b(?! USING (COVERING )?INDEX)"
-    r"|SEARCH (job|j) USING INTEGER PRIMARY KEY \(rowid[<>]"
+    r"SCAN (j|c|b|a|p|ferryman_(job|body|attempt|note|parent|unique_key|tag))\b(?! USING (COVERING )?INDEX)"
+    r"|SEARCH (ferryman_job|j) USING INTEGER PRIMARY KEY \(rowid[<>]"
 )
 """A table that grows with the jobs is gone through row by row, or by order of arrival."""
 

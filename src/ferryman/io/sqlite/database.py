@@ -76,6 +76,10 @@ class Database:
             self._bell.close()
         self._reset()
 
+    def now(self) -> int:
+        """The time (ms) that operations are to go by."""
+        return self._clock.now()
+
     # -- writing -----------------------------------------------------------------------------------
 
     def write(self, operations: Sequence[Operation[Any]]) -> list[Any]:
@@ -125,7 +129,7 @@ class Database:
             raise
         _tell(group)
         if effects.bells:
-            self._ring(effects.bells)
+            self.ring(effects.bells)
 
     def _commit(self, group: Sequence[Ticket], effects: Effects) -> None:
         connection = self._open_writer()
@@ -135,7 +139,7 @@ class Database:
                 connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
                 self._synced = durable
             connection.execute("BEGIN IMMEDIATE")
-            now = self._clock.now()
+            now = self.now()
             if len(group) == 1:
                 perform_ticket(connection, group[0], now, effects)
             else:
@@ -269,7 +273,7 @@ class Database:
 
     # -- ringing -----------------------------------------------------------------------------------------
 
-    def _ring(self, bells: Sequence[str]) -> None:
+    def ring(self, bells: Sequence[str]) -> None:
         """Send a datagram to each bell. One that is full is being rung already; one that is gone needs none."""
         # What was committed is not to fail for want of a descriptor; the workers look by themselves soon.
         with contextlib.suppress(OSError):

@@ -65,7 +65,9 @@ def perform_apart(connection: sqlite3.Connection, ticket: Ticket, now: int, effe
     connection.execute("RELEASE ticket")
 
 
-def perform_one(connection: sqlite3.Connection, operation: Operation[T], now: int, effects: Effects) -> T:
+def perform_one(
+    connection: sqlite3.Connection | sqlite3.Cursor, operation: Operation[T], now: int, effects: Effects
+) -> T:
     requests = operation.body(now)
     answer: Any = None
     failure: BaseException | None = None

@@ -21,30 +21,36 @@ __all__ = ["claim", "peek"]
 _AT_ONCE = 1_000
 """Jobs promoted, and jobs expired, in one claim at most, so that no transaction takes long."""
 
-_NEXT_DUE = "SELECT min(run_at) FROM job INDEXED BY job_scheduled WHERE state = 1"
-_NEXT_LATE = "SELECT min(deadline) FROM job INDEXED BY job_deadline WHERE deadline IS NOT NULL AND state < 4"
+_NEXT_DUE = "SELECT min(run_at) FROM ferryman_job INDEXED BY ferryman_job_scheduled WHERE state = 1"
+_NEXT_LATE = (
+    "SELECT min(deadline) FROM ferryman_job INDEXED BY ferryman_job_deadline"
+    " WHERE deadline IS NOT NULL AND state < 4"
+)
 _NEXT = f"SELECT ({_NEXT_DUE}), ({_NEXT_LATE})"
 
 # A worker, and what time will bring next.
-_WORKER = f"SELECT id, queues, ({_NEXT_DUE}), ({_NEXT_LATE}) FROM worker WHERE name = ? AND gone IS NULL"  # noqa: S608
+_WORKER = f"""
+SELECT id, queues, ({_NEXT_DUE}), ({_NEXT_LATE}) FROM ferryman_worker WHERE name = ? AND gone IS NULL
+"""  # noqa: S608
 
 # INDEXED BY is a guard: without the index this would scan, so let it fail instead.
 _HEAD = """
 SELECT j.seq, j.id, t.name, ?3, j.lease + 1, j.attempt + 1, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
     b.args, b.options, j.key, j.deadline, j.flags, j.tag, b.reason
-FROM job j INDEXED BY job_ready JOIN body b ON b.seq = j.seq JOIN task t ON t.id = j.task
+FROM ferryman_job j INDEXED BY ferryman_job_ready
+JOIN ferryman_body b ON b.seq = j.seq JOIN ferryman_task t ON t.id = j.task
 WHERE j.state = 2 AND j.lane = ?1 ORDER BY j.tag, j.seq LIMIT ?2
 """
 
 _LEASE = """
-UPDATE job SET state = 4, lease = lease + 1, attempt = attempt + 1, worker = ?, started_at = ?,
+UPDATE ferryman_job SET state = 4, lease = lease + 1, attempt = attempt + 1, worker = ?, started_at = ?,
     flags = flags & ~128
 WHERE seq IN (SELECT value FROM json_each(?))
 """
 
 _LANES = """
 SELECT l.id, l.queue, l.priority, l.ready, coalesce(q.fair, 0)
-FROM lane l LEFT JOIN queue q ON q.name = l.queue
+FROM ferryman_lane l LEFT JOIN ferryman_queue q ON q.name = l.queue
 WHERE l.ready > 0 AND coalesce(q.paused, 0) = 0 AND (?1 IS NULL OR l.queue IN (SELECT value FROM json_each(?1)))
 """
 
@@ -84,7 +90,7 @@ def claim(now: int, worker: WorkerId, plan: Sequence[Take], limit: int) -> Reque
 def peek(now: int, worker: WorkerId) -> Requests[Signs]:
     worker_id, queues, due, late = yield from find_worker(worker)
     ready = yield Query(f"SELECT EXISTS ({_LANES})", (queues,))
-    orders = yield Query("SELECT EXISTS (SELECT 1 FROM worker_order WHERE worker = ?)", (worker_id,))
+    orders = yield Query("SELECT EXISTS (SELECT 1 FROM ferryman_worker_order WHERE worker = ?)", (worker_id,))
     work = bool(ready[0][0]) or any(moment is not None and moment <= now for moment in (due, late))
     return Signs(work, due, bool(orders[0][0]), now)
 
@@ -119,7 +125,7 @@ def _take(
             continue
         leased.append(seq)
         if reason is not None:
-            yield Query("UPDATE body SET reason = NULL WHERE seq = ?", (seq,))
+            yield Query("UPDATE ferryman_body SET reason = NULL WHERE seq = ?", (seq,))
         if flags & FLAG.UNIQUE_START:
             starts_unique.append(seq)
         jobs.append(Claim(JobId(id_.hex()), *row[2:13]))
@@ -130,10 +136,11 @@ def _take(
             yield Sync()
         ledger.move(lane, State.READY, State.RUNNING, len(leased))
         if fair:
-            yield Query("UPDATE lane SET clock = max(clock, ?) WHERE id = ?", (rows[-1][15], lane))
+            yield Query("UPDATE ferryman_lane SET clock = max(clock, ?) WHERE id = ?", (rows[-1][15], lane))
     if starts_unique:
         yield Many(
-            "DELETE FROM unique_key WHERE seq = ? AND until IS NULL", [(seq,) for seq in starts_unique]
+            "DELETE FROM ferryman_unique_key WHERE seq = ? AND until IS NULL",
+            [(seq,) for seq in starts_unique],
         )
     if late:
         yield from _write_expired(ledger, late)
@@ -143,7 +150,7 @@ def _take(
 def _lane_outside(take: Take) -> Requests[Any]:
     """A lane that the plan names though it is none of the worker's own queues; not if it is paused or empty."""
     found = yield Query(
-        "SELECT l.id, l.ready, coalesce(q.fair, 0) FROM lane l LEFT JOIN queue q ON q.name = l.queue"
+        "SELECT l.id, l.ready, coalesce(q.fair, 0) FROM ferryman_lane l LEFT JOIN ferryman_queue q ON q.name = l.queue"
         " WHERE l.queue = ? AND l.priority = ? AND l.ready > 0 AND coalesce(q.paused, 0) = 0",
         (take.queue, take.priority),
     )
@@ -156,7 +163,8 @@ def _states(lanes: dict[tuple[str, int], Any], taken: dict[int, int]) -> Request
         depth = ready - taken.get(lane, 0)
         if depth > 0:
             head = yield Query(
-                "SELECT run_at FROM job INDEXED BY job_ready WHERE state = 2 AND lane = ? ORDER BY tag, seq LIMIT 1",
+                "SELECT run_at FROM ferryman_job INDEXED BY ferryman_job_ready WHERE state = 2 AND lane = ?"
+                " ORDER BY tag, seq LIMIT 1",
                 (lane,),
             )
             states.append(LaneState(queue, priority, depth, head[0][0] if head else None))
@@ -167,12 +175,13 @@ def _states(lanes: dict[tuple[str, int], Any], taken: dict[int, int]) -> Request
 
 _DUE = """
 SELECT j.seq, j.lane, j.flags, j.key, j.run_at, coalesce(q.fair, 0)
-FROM job j INDEXED BY job_scheduled JOIN lane l ON l.id = j.lane LEFT JOIN queue q ON q.name = l.queue
+FROM ferryman_job j INDEXED BY ferryman_job_scheduled
+JOIN ferryman_lane l ON l.id = j.lane LEFT JOIN ferryman_queue q ON q.name = l.queue
 WHERE j.state = 1 AND j.run_at <= ? ORDER BY j.run_at, j.seq LIMIT ?
 """
 
 _LATE = """
-SELECT seq, id, lane, state, flags, key FROM job INDEXED BY job_deadline
+SELECT seq, id, lane, state, flags, key FROM ferryman_job INDEXED BY ferryman_job_deadline
 WHERE deadline IS NOT NULL AND deadline <= ? AND state < 4 ORDER BY deadline LIMIT ?
 """
 
@@ -188,7 +197,7 @@ def _promote(ledger: Ledger) -> Requests[None]:
             yield from enter(ledger, seq, lane, State.SCHEDULED, flags, key, run_at=run_at)
     if plain:
         yield Query(
-            "UPDATE job SET state = 2, tag = 0 WHERE seq IN (SELECT value FROM json_each(?))",
+            "UPDATE ferryman_job SET state = 2, tag = 0 WHERE seq IN (SELECT value FROM json_each(?))",
             (seqs_param(plain),),
         )
 
@@ -201,7 +210,7 @@ def _expire(ledger: Ledger) -> Requests[None]:
 
 def _write_expired(ledger: Ledger, rows: Sequence[Any]) -> Requests[None]:
     yield Query(
-        "UPDATE job SET state = 8, finished_at = ? WHERE seq IN (SELECT value FROM json_each(?))",
+        "UPDATE ferryman_job SET state = 8, finished_at = ? WHERE seq IN (SELECT value FROM json_each(?))",
         (ledger.now, seqs_param([row[0] for row in rows])),
     )
     for _, _, lane, state, _, _ in rows:

@@ -26,32 +26,34 @@ from ferryman.store.sqlite.schema import FLAG
 __all__ = ["enqueue"]
 
 _PLACE = """
-SELECT l.id, (SELECT id FROM task WHERE name = ?3), (SELECT ifnull(max(seq), 0) + 1 FROM job), q.fair, q.max_size
-FROM (SELECT 1) LEFT JOIN lane l ON l.queue = ?1 AND l.priority = ?2 LEFT JOIN queue q ON q.name = ?1
+SELECT l.id, (SELECT id FROM ferryman_task WHERE name = ?3), (SELECT ifnull(max(seq), 0) + 1 FROM ferryman_job),
+    q.fair, q.max_size
+FROM (SELECT 1) LEFT JOIN ferryman_lane l ON l.queue = ?1 AND l.priority = ?2
+LEFT JOIN ferryman_queue q ON q.name = ?1
 """
 
 _INSERT_JOB = """
-INSERT INTO job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline, key, room, rank,
-    missing, tag)
+INSERT INTO ferryman_job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline, key, room,
+    rank, missing, tag)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
-_INSERT_BODY = "INSERT INTO body (seq, args, options, tenant, tags) VALUES (?, ?, ?, ?, ?)"
+_INSERT_BODY = "INSERT INTO ferryman_body (seq, args, options, tenant, tags) VALUES (?, ?, ?, ?, ?)"
 
 # For plain jobs that differ in ids and arguments alone. ?1 first seq, ?2 all ids, ?10 an array with an element for
 # each job.
 _INSERT_JOBS = """
-INSERT INTO job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline)
+INSERT INTO ferryman_job (seq, id, lane, task, state, flags, max_attempts, enqueued_at, run_at, deadline)
 SELECT ?1 + n.key, substr(?2, n.key * 16 + 1, 16), ?3, ?4, ?5, 0, ?6, ?7, ?8, ?9 FROM json_each(?10) n
 """
 
 # ?2 all arguments, one after the other; ?5 an array of start << 32 | length
 _INSERT_BODIES = """
-INSERT INTO body (seq, args, options, tenant)
+INSERT INTO ferryman_body (seq, args, options, tenant)
 SELECT ?1 + n.key, coalesce(substr(?2, n.value >> 32, n.value & 4294967295), x''), ?3, ?4 FROM json_each(?5) n
 """
 
-_PARENT = "SELECT state FROM job WHERE id = ?"
+_PARENT = "SELECT state FROM ferryman_job WHERE id = ?"
 
 
 class _Place(NamedTuple):
@@ -125,11 +127,12 @@ def _settle_in(job: NewJob, place: _Place) -> Requests[tuple[int, int]]:
     lane, task = place.lane, place.task
     if lane is None:
         ((lane,),) = yield Query(
-            "INSERT INTO lane (queue, priority) VALUES (?, ?) RETURNING id", (job.queue, job.priority)
+            "INSERT INTO ferryman_lane (queue, priority) VALUES (?, ?) RETURNING id",
+            (job.queue, job.priority),
         )
-        yield Query("INSERT INTO queue (name) VALUES (?) ON CONFLICT DO NOTHING", (job.queue,))
+        yield Query("INSERT INTO ferryman_queue (name) VALUES (?) ON CONFLICT DO NOTHING", (job.queue,))
     if task is None:
-        ((task,),) = yield Query("INSERT INTO task (name) VALUES (?) RETURNING id", (job.task,))
+        ((task,),) = yield Query("INSERT INTO ferryman_task (name) VALUES (?) RETURNING id", (job.task,))
     return lane, task
 
 
@@ -238,12 +241,12 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
 def _known(ledger: Ledger, job: NewJob) -> Requests[JobId | None]:
     """The job that stands for this one already, by id or by unique key."""
     id_ = bytes.fromhex(job.id)
-    if (yield Query("SELECT 1 FROM job WHERE id = ?", (id_,))):
+    if (yield Query("SELECT 1 FROM ferryman_job WHERE id = ?", (id_,))):
         return job.id
     if job.unique is None:
         return None
     held = yield Query(
-        "SELECT id FROM unique_key WHERE key = ? AND (until IS NULL OR until > ?)",
+        "SELECT id FROM ferryman_unique_key WHERE key = ? AND (until IS NULL OR until > ?)",
         (job.unique.key, ledger.now),
     )
     return JobId(held[0][0].hex()) if held else None
@@ -276,27 +279,27 @@ def _remember(ledger: Ledger, job: NewJob, seq: int) -> Requests[None]:
     if job.after:
         marks = bytes.fromhex("".join(job.after)), ids_param(job.after)[1]
         yield Query(
-            "INSERT INTO parent (child, place, parent, done)"
+            "INSERT INTO ferryman_parent (child, place, parent, done)"
             " SELECT ?3, n.key, j.id, j.state = 5 OR (j.state > 5 AND ?4) FROM json_each(?2) n"
-            " CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)",
+            " CROSS JOIN ferryman_job j ON j.id = substr(?1, n.key * 16 + 1, 16)",
             (*marks, seq, job.on_parent_failure == "continue"),
         )
         yield Query(
-            "UPDATE job SET flags = flags | ?3 WHERE id IN"
+            "UPDATE ferryman_job SET flags = flags | ?3 WHERE id IN"
             " (SELECT substr(?1, n.key * 16 + 1, 16) FROM json_each(?2) n)",
             (*marks, FLAG.CHILDREN),
         )
     if job.unique is not None:
-        yield Query("UPDATE body SET unique_key = ? WHERE seq = ?", (job.unique.key, seq))
+        yield Query("UPDATE ferryman_body SET unique_key = ? WHERE seq = ?", (job.unique.key, seq))
         until = None if job.unique.period is None else ledger.now + job.unique.period
         yield Query(
-            "INSERT INTO unique_key (key, seq, id, until) VALUES (?, ?, ?, ?)"
+            "INSERT INTO ferryman_unique_key (key, seq, id, until) VALUES (?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET seq = excluded.seq, id = excluded.id, until = excluded.until",
             (job.unique.key, seq, bytes.fromhex(job.id), until),
         )
     if job.tags:
         yield Many(
-            "INSERT INTO tag (tag, seq) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO ferryman_tag (tag, seq) VALUES (?, ?) ON CONFLICT DO NOTHING",
             [(tag, seq) for tag in job.tags],
         )
 
@@ -327,13 +330,13 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
     excess = (yield from _count_pending(queue)) - max_size
     if excess <= 0:
         return
-    ((overflow,),) = yield Query("SELECT overflow FROM queue WHERE name = ?", (queue,))
+    ((overflow,),) = yield Query("SELECT overflow FROM ferryman_queue WHERE name = ?", (queue,))
     rows = (yield from _oldest(queue, first_seq, excess)) if overflow == "drop_oldest" else []
     if len(rows) < excess:
         raise QueueFull(queue, max_size)
     for row in rows:
         # One that was dropped may have taken its children along.
-        if (yield Query("SELECT 1 FROM job WHERE seq = ? AND state < 4", row[:1])):
+        if (yield Query("SELECT 1 FROM ferryman_job WHERE seq = ? AND state < 4", row[:1])):
             yield from _drop(now, queue, row)
             if (yield from _count_pending(queue)) <= max_size:
                 return
@@ -341,7 +344,8 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
 
 def _count_pending(queue: str) -> Requests[int]:
     ((pending,),) = yield Query(
-        "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM lane WHERE queue = ?", (queue,)
+        "SELECT ifnull(sum(waiting + scheduled + ready + parked), 0) FROM ferryman_lane WHERE queue = ?",
+        (queue,),
     )
     return int(pending)
 
@@ -357,7 +361,7 @@ def _drop(now: int, queue: str, job: tuple[int, bytes, int, int, int, str | None
 
 
 _OLDEST = """
-SELECT seq, id, lane, state, flags, key FROM job INDEXED BY {index}
+SELECT seq, id, lane, state, flags, key FROM ferryman_job INDEXED BY {index}
 WHERE state = {state} AND lane = ?1 AND seq < ?2 {more} ORDER BY seq LIMIT ?3
 """
 
@@ -365,11 +369,11 @@ WHERE state = {state} AND lane = ?1 AND seq < ?2 {more} ORDER BY seq LIMIT ?3
 _OLDEST_IN_LANE = [
     _OLDEST.format(index=index, state=int(state), more=more)
     for state, index, more in (
-        (State.WAITING, "job_waiting", ""),
-        (State.SCHEDULED, "job_scheduled", ""),
-        (State.READY, "job_ready", "AND tag = 0"),
-        (State.READY, "job_ready", "AND tag > 0"),
-        (State.PARKED, "job_parked", ""),
+        (State.WAITING, "ferryman_job_waiting", ""),
+        (State.SCHEDULED, "ferryman_job_scheduled", ""),
+        (State.READY, "ferryman_job_ready", "AND tag = 0"),
+        (State.READY, "ferryman_job_ready", "AND tag > 0"),
+        (State.PARKED, "ferryman_job_parked", ""),
     )
 ]
 
@@ -377,7 +381,7 @@ _OLDEST_IN_LANE = [
 def _oldest(queue: str, first_seq: int, count: int) -> Requests[list[Any]]:
     """The oldest pending jobs of a queue that arrived before this batch, in their order."""
     rows: list[Any] = []
-    for (lane,) in (yield Query("SELECT id FROM lane WHERE queue = ?", (queue,))):
+    for (lane,) in (yield Query("SELECT id FROM ferryman_lane WHERE queue = ?", (queue,))):
         for query in _OLDEST_IN_LANE:
             rows += yield Query(query, (lane, first_seq, count))
     return sorted(rows)[:count]
@@ -385,7 +389,7 @@ def _oldest(queue: str, first_seq: int, count: int) -> Requests[list[Any]]:
 
 def _is_any_known(jobs: Sequence[NewJob]) -> Requests[bool]:
     ((known,),) = yield Query(
-        "SELECT EXISTS (SELECT 1 FROM json_each(?2) n JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16))",
+        "SELECT EXISTS (SELECT 1 FROM json_each(?2) n JOIN ferryman_job j ON j.id = substr(?1, n.key * 16 + 1, 16))",
         ids_param([job.id for job in jobs]),
     )
     return bool(known)

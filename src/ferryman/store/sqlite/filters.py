@@ -39,28 +39,31 @@ def matching(
         params.extend(values)
 
     states = _states(which.states, among)
-    source = "job j"
+    source = "ferryman_job j"
     if which.ids:
         ids, numbers = ids_param(which.ids)
         # Positions come first: a filter by id starts from the ids.
-        source = "(SELECT DISTINCT substr(?, n.key * 16 + 1, 16) AS id FROM json_each(?) n) w CROSS JOIN job j ON j.id = w.id"
+        source = (
+            "(SELECT DISTINCT substr(?, n.key * 16 + 1, 16) AS id FROM json_each(?) n) w"
+            " CROSS JOIN ferryman_job j ON j.id = w.id"
+        )
         params += [ids, numbers]
     if states is not None and len(states) == 1:
         # Only this form lets SQLite use the index of a state.
         need(f"j.state = {int(states[0])}{_FINISHED_RARELY.get(states[0], '')}")
         if states[0] is State.RUNNING and not which.ids:
             # Few among many, which SQLite's planner cannot know.
-            source += " INDEXED BY job_running"
+            source += " INDEXED BY ferryman_job_running"
     elif states is not None:
         need(f"j.state IN ({', '.join(str(int(state)) for state in states)})")
     if which.queues:
-        need(f"j.lane IN (SELECT id FROM lane WHERE queue {_IN})", json.dumps(which.queues))  # noqa: S608
+        need(f"j.lane IN (SELECT id FROM ferryman_lane WHERE queue {_IN})", json.dumps(which.queues))  # noqa: S608
     if len(which.tasks) == 1:
-        need("j.task = (SELECT id FROM task WHERE name = ?)", which.tasks[0])
+        need("j.task = (SELECT id FROM ferryman_task WHERE name = ?)", which.tasks[0])
     elif which.tasks:
-        need(f"j.task IN (SELECT id FROM task WHERE name {_IN})", json.dumps(which.tasks))  # noqa: S608
+        need(f"j.task IN (SELECT id FROM ferryman_task WHERE name {_IN})", json.dumps(which.tasks))  # noqa: S608
     if which.tags:
-        need(f"j.seq IN (SELECT seq FROM tag WHERE tag {_IN})", json.dumps(which.tags))  # noqa: S608
+        need(f"j.seq IN (SELECT seq FROM ferryman_tag WHERE tag {_IN})", json.dumps(which.tags))  # noqa: S608
     if which.causes:
         need(f"j.state = 6 AND b.reason {_IN}", json.dumps(which.causes))
     if which.since is not None:
@@ -72,8 +75,9 @@ def matching(
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     order = "DESC" if newest_first else "ASC"
     return Query(
-        f"SELECT {columns} FROM {source} JOIN body b ON b.seq = j.seq JOIN lane l ON l.id = j.lane"  # noqa: S608
-        f" JOIN task t ON t.id = j.task{where} ORDER BY j.seq {order} LIMIT ?",
+        f"SELECT {columns} FROM {source} JOIN ferryman_body b ON b.seq = j.seq"  # noqa: S608
+        " JOIN ferryman_lane l ON l.id = j.lane JOIN ferryman_task t ON t.id = j.task"
+        f"{where} ORDER BY j.seq {order} LIMIT ?",
         [*params, limit],
     )
 

@@ -35,11 +35,13 @@ def let_go(ledger: Ledger, jobs: Sequence[Finished]) -> Requests[None]:
         job = todo.popleft()
         if job.key is not None:
             if job.flags & FLAG.HOLDS:
-                yield Query("UPDATE job SET flags = flags & ~?1 WHERE seq = ?2", (FLAG.HOLDS, job.seq))
+                yield Query(
+                    "UPDATE ferryman_job SET flags = flags & ~?1 WHERE seq = ?2", (FLAG.HOLDS, job.seq)
+                )
                 yield from free_place(ledger, job.key)
             yield from leave_key(job.key)
         if job.flags & (FLAG.UNIQUE | FLAG.UNIQUE_START):
-            yield Query("DELETE FROM unique_key WHERE seq = ? AND until IS NULL", (job.seq,))
+            yield Query("DELETE FROM ferryman_unique_key WHERE seq = ? AND until IS NULL", (job.seq,))
         if job.flags & FLAG.CHILDREN:
             todo.extend((yield from _tell_children(ledger, job)))
 
@@ -47,8 +49,9 @@ def let_go(ledger: Ledger, jobs: Sequence[Finished]) -> Requests[None]:
 def _tell_children(ledger: Ledger, parent: Finished) -> Requests[list[Finished]]:
     """Answers the children that were cancelled, whose own children are to be told."""
     children = yield Query(
-        "SELECT p.place, j.seq, j.id, j.lane, j.flags, j.key, j.run_at, j.missing FROM parent p"
-        " JOIN job j ON j.seq = p.child WHERE p.parent = ? AND p.done = 0 AND j.state = 0 ORDER BY j.seq, p.place",
+        "SELECT p.place, j.seq, j.id, j.lane, j.flags, j.key, j.run_at, j.missing FROM ferryman_parent p"
+        " JOIN ferryman_job j ON j.seq = p.child WHERE p.parent = ? AND p.done = 0 AND j.state = 0"
+        " ORDER BY j.seq, p.place",
         (parent.id,),
     )
     cancelled: list[Finished] = []
@@ -62,9 +65,9 @@ def _tell_children(ledger: Ledger, parent: Finished) -> Requests[list[Finished]]
                     (yield from cancel_pending(ledger, seq, id_, lane, State.WAITING, flags, key, reason))
                 )
             continue
-        yield Query("UPDATE parent SET done = 1 WHERE child = ? AND place = ?", (seq, place))
+        yield Query("UPDATE ferryman_parent SET done = 1 WHERE child = ? AND place = ?", (seq, place))
         settled[seq] = left = settled.get(seq, missing) - 1
-        yield Query("UPDATE job SET missing = ? WHERE seq = ?", (left, seq))
+        yield Query("UPDATE ferryman_job SET missing = ? WHERE seq = ?", (left, seq))
         if left == 0:
             yield from _go_on(ledger, seq, lane, flags, key, run_at)
     return cancelled
@@ -73,7 +76,7 @@ def _tell_children(ledger: Ledger, parent: Finished) -> Requests[list[Finished]]
 def _go_on(ledger: Ledger, seq: int, lane: int, flags: int, key: str | None, run_at: int) -> Requests[None]:
     """A job that waits for no other any more: it may still have to wait for its moment."""
     if run_at > ledger.now:
-        yield Query("UPDATE job SET state = 1 WHERE seq = ?", (seq,))
+        yield Query("UPDATE ferryman_job SET state = 1 WHERE seq = ?", (seq,))
         ledger.move(lane, State.WAITING, State.SCHEDULED)
     else:
         yield from enter(ledger, seq, lane, State.WAITING, flags, key)
@@ -90,8 +93,8 @@ def cancel_pending(
     reason: str | None,
 ) -> Requests[Finished]:
     """Write down that a pending job is cancelled; the caller passes the answer to `let_go`."""
-    yield Query("UPDATE job SET state = 7, finished_at = ? WHERE seq = ?", (ledger.now, seq))
+    yield Query("UPDATE ferryman_job SET state = 7, finished_at = ? WHERE seq = ?", (ledger.now, seq))
     if reason is not None:
-        yield Query("UPDATE body SET reason = ? WHERE seq = ?", (reason, seq))
+        yield Query("UPDATE ferryman_body SET reason = ? WHERE seq = ?", (reason, seq))
     ledger.move(lane, before, State.CANCELLED)
     return Finished(seq, id_, flags, key, succeeded=False)

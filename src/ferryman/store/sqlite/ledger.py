@@ -16,14 +16,14 @@ __all__ = ["STAT", "LaneInfo", "Ledger", "ids_param", "seqs_param"]
 _STATES = len(State)
 
 _COUNT = """
-UPDATE lane SET waiting = waiting + ?, scheduled = scheduled + ?, ready = ready + ?, parked = parked + ?,
+UPDATE ferryman_lane SET waiting = waiting + ?, scheduled = scheduled + ?, ready = ready + ?, parked = parked + ?,
     running = running + ?, succeeded = succeeded + ?, dead = dead + ?, cancelled = cancelled + ?,
     expired = expired + ?
 WHERE id = ?
 """
 
 _STAT = """
-INSERT INTO stat (minute, lane, task, kind, bucket, n) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO ferryman_stat (minute, lane, task, kind, bucket, n) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET n = n + excluded.n
 """
 
@@ -83,8 +83,8 @@ class Ledger:
         info = self._lanes.get(lane)
         if info is None:
             ((queue, priority, fair, weights),) = yield Query(
-                "SELECT l.queue, l.priority, q.fair, q.weights FROM lane l LEFT JOIN queue q ON q.name = l.queue"
-                " WHERE l.id = ?",
+                "SELECT l.queue, l.priority, q.fair, q.weights FROM ferryman_lane l"
+                " LEFT JOIN ferryman_queue q ON q.name = l.queue WHERE l.id = ?",
                 (lane,),
             )
             info = LaneInfo(lane, queue, priority, bool(fair), json.loads(weights) if fair else {})
@@ -103,7 +103,7 @@ class Ledger:
             stats = [(self.minute, *key, n) for key, n in self._stats.items()]
             yield Query(_STAT, stats[0]) if len(stats) == 1 else Many(_STAT, stats)
         if self.woke:
-            bells = yield Query("SELECT bell FROM worker WHERE gone IS NULL AND bell IS NOT NULL")
+            bells = yield Query("SELECT bell FROM ferryman_worker WHERE gone IS NULL AND bell IS NOT NULL")
             if bells:
                 yield Ring([bell for (bell,) in bells])
 

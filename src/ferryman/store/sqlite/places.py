@@ -26,13 +26,13 @@ def enter(
     """Let a stored job that wants to run now into its lane, or park it. `run_at` is the moment it was due."""
     if key is not None and not flags & FLAG.HOLDS:
         if not (yield from take_place(key)):
-            yield Query("UPDATE job SET state = 3 WHERE seq = ?", (seq,))
+            yield Query("UPDATE ferryman_job SET state = 3 WHERE seq = ?", (seq,))
             ledger.move(lane, before, State.PARKED)
             return
         flags |= FLAG.HOLDS
     tag = yield from _tag_of(ledger, seq, lane)
     yield Query(
-        "UPDATE job SET state = 2, flags = ?, tag = ?, run_at = ? WHERE seq = ?",
+        "UPDATE ferryman_job SET state = 2, flags = ?, tag = ?, run_at = ? WHERE seq = ?",
         (flags, tag, ledger.now if run_at is None else run_at, seq),
     )
     ledger.move(lane, before, State.READY)
@@ -41,7 +41,7 @@ def enter(
 def take_place(key: str) -> Requests[bool]:
     """Take one of the key's places, if one is free."""
     taken: list[Any] = yield Query(
-        "UPDATE room SET used = used + 1 WHERE key = ? AND used < room RETURNING used", (key,)
+        "UPDATE ferryman_room SET used = used + 1 WHERE key = ? AND used < room RETURNING used", (key,)
     )
     return bool(taken)
 
@@ -49,7 +49,7 @@ def take_place(key: str) -> Requests[bool]:
 def join_key(ledger: Ledger, key: str, room: int) -> Requests[None]:
     """Count an unfinished job to its key, which has as many places from now on as this job says."""
     yield Query(
-        "INSERT INTO room (key, room, used, jobs) VALUES (?, ?, 0, 1)"
+        "INSERT INTO ferryman_room (key, room, used, jobs) VALUES (?, ?, 0, 1)"
         " ON CONFLICT DO UPDATE SET room = excluded.room, jobs = jobs + 1",
         (key, room),
     )
@@ -59,28 +59,30 @@ def join_key(ledger: Ledger, key: str, room: int) -> Requests[None]:
 def rejoin_key(key: str, room: int) -> Requests[None]:
     """Count a replayed job to its key; what later jobs said of its places goes on to hold."""
     yield Query(
-        "INSERT INTO room (key, room, used, jobs) VALUES (?, ?, 0, 1) ON CONFLICT DO UPDATE SET jobs = jobs + 1",
+        "INSERT INTO ferryman_room (key, room, used, jobs) VALUES (?, ?, 0, 1)"
+        " ON CONFLICT DO UPDATE SET jobs = jobs + 1",
         (key, room),
     )
 
 
 def free_place(ledger: Ledger, key: str) -> Requests[None]:
     """Give a place back, and let in the parked jobs for which there is room now."""
-    yield Query("UPDATE room SET used = used - 1 WHERE key = ?", (key,))
+    yield Query("UPDATE ferryman_room SET used = used - 1 WHERE key = ?", (key,))
     yield from _admit_parked(ledger, key)
 
 
 def leave_key(key: str) -> Requests[None]:
     """Count a finished job off its key, which is forgotten with its last one."""
-    yield Query("UPDATE room SET jobs = jobs - 1 WHERE key = ?", (key,))
-    yield Query("DELETE FROM room WHERE key = ? AND jobs = 0", (key,))
+    yield Query("UPDATE ferryman_room SET jobs = jobs - 1 WHERE key = ?", (key,))
+    yield Query("DELETE FROM ferryman_room WHERE key = ? AND jobs = 0", (key,))
 
 
 def _admit_parked(ledger: Ledger, key: str) -> Requests[None]:
     """Let parked jobs of a key into their lanes while it has room, in order."""
     while True:
         parked = yield Query(
-            "SELECT seq, lane, flags FROM job WHERE state = 3 AND key = ? ORDER BY rank, seq LIMIT 1", (key,)
+            "SELECT seq, lane, flags FROM ferryman_job WHERE state = 3 AND key = ? ORDER BY rank, seq LIMIT 1",
+            (key,),
         )
         if not parked or not (yield from take_place(key)):
             return
@@ -92,7 +94,7 @@ def _tag_of(ledger: Ledger, seq: int, lane: int) -> Requests[float]:
     info = yield from ledger.lane(lane)
     if not info.fair:
         return 0.0
-    ((tenant,),) = yield Query("SELECT tenant FROM body WHERE seq = ?", (seq,))
+    ((tenant,),) = yield Query("SELECT tenant FROM ferryman_body WHERE seq = ?", (seq,))
     return (yield from next_tag(info, tenant))
 
 
@@ -104,7 +106,8 @@ def next_tag(lane: LaneInfo, tenant: str | None) -> Requests[float]:
     """
     name = tenant or ""
     ((tag,),) = yield Query(
-        "INSERT INTO tenant (lane, tenant, tag) VALUES (?1, ?2, (SELECT clock FROM lane WHERE id = ?1) + ?3)"
+        "INSERT INTO ferryman_tenant (lane, tenant, tag)"
+        " VALUES (?1, ?2, (SELECT clock FROM ferryman_lane WHERE id = ?1) + ?3)"
         " ON CONFLICT DO UPDATE SET tag = max(tag, excluded.tag - ?3) + ?3 RETURNING tag",
         (lane.id, name, 1.0 / lane.weights.get(name, 1.0)),
     )

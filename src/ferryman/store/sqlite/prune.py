@@ -16,10 +16,10 @@ __all__ = ["prune"]
 
 # ?1 state, ?2 finished before, ?3 how many. Parents whose result an unfinished child wants stay.
 _OLD = f"""
-SELECT seq, id, lane, state, flags FROM job j INDEXED BY job_finished
+SELECT seq, id, lane, state, flags FROM ferryman_job j INDEXED BY ferryman_job_finished
 WHERE state = ?1 AND state >= 5 AND max(finished_at, coalesce(result_until, 0)) < ?2
     AND NOT (flags & {FLAG.CHILDREN} AND EXISTS (
-        SELECT 1 FROM parent p JOIN job c ON c.seq = p.child WHERE p.parent = j.id AND c.state < 5))
+        SELECT 1 FROM ferryman_parent p JOIN ferryman_job c ON c.seq = p.child WHERE p.parent = j.id AND c.state < 5))
 ORDER BY max(finished_at, coalesce(result_until, 0)) LIMIT ?3
 """  # noqa: S608
 
@@ -52,7 +52,7 @@ def prune(now: int, retention: Retention, limit: int) -> Requests[int]:
 
 def _count(states: tuple[State, ...]) -> Requests[int]:
     ((succeeded, dead, cancelled, expired),) = yield Query(
-        "SELECT sum(succeeded), sum(dead), sum(cancelled), sum(expired) FROM lane"
+        "SELECT sum(succeeded), sum(dead), sum(cancelled), sum(expired) FROM ferryman_lane"
     )
     counts = {
         State.SUCCEEDED: succeeded,
@@ -64,24 +64,29 @@ def _count(states: tuple[State, ...]) -> Requests[int]:
 
 
 def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
-    yield Query("DELETE FROM stat WHERE minute < ?", (now - retention.stats,))
-    yield Query("DELETE FROM lock WHERE until <= ?", (now,))
-    yield Query("DELETE FROM kv WHERE until <= ?", (now,))
-    yield Query("DELETE FROM unique_key WHERE until <= ?", (now,))
-    yield Query("DELETE FROM tenant WHERE tag <= (SELECT clock FROM lane WHERE id = tenant.lane)")
+    yield Query("DELETE FROM ferryman_stat WHERE minute < ?", (now - retention.stats,))
+    yield Query("DELETE FROM ferryman_lock WHERE until <= ?", (now,))
+    yield Query("DELETE FROM ferryman_kv WHERE until <= ?", (now,))
+    yield Query("DELETE FROM ferryman_unique_key WHERE until <= ?", (now,))
+    yield Query(
+        "DELETE FROM ferryman_tenant WHERE tag <= (SELECT clock FROM ferryman_lane WHERE id = ferryman_tenant.lane)"
+    )
     over = yield Query(
-        "SELECT seq FROM job INDEXED BY job_result_until WHERE result_until IS NOT NULL AND flags & 256 = 0"
+        "SELECT seq FROM ferryman_job INDEXED BY ferryman_job_result_until WHERE result_until IS NOT NULL AND flags & 256 = 0"
         " AND result_until <= ? LIMIT ?",
         (now, limit),
     )
     if over:
         seqs = seqs_param([seq for (seq,) in over])
-        yield Query("UPDATE body SET result = NULL WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
         yield Query(
-            "UPDATE job SET flags = flags | 256 WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
+            "UPDATE ferryman_body SET result = NULL WHERE seq IN (SELECT value FROM json_each(?))", (seqs,)
+        )
+        yield Query(
+            "UPDATE ferryman_job SET flags = flags | 256 WHERE seq IN (SELECT value FROM json_each(?))",
+            (seqs,),
         )
     # Their names stay, since histories of jobs tell them.
     yield Query(
-        "UPDATE worker SET gone = 3, info = x'', status = x'' WHERE gone < 3 AND seen_at < ?",
+        "UPDATE ferryman_worker SET gone = 3, info = x'', status = x'' WHERE gone < 3 AND seen_at < ?",
         (now - retention.workers,),
     )

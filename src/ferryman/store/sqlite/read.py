@@ -26,12 +26,12 @@ from ferryman.store.port import (
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.ledger import STAT, ids_param
 
-__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "workers"]
+__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "time", "workers"]
 
 _COLUMNS = """
 j.id, j.seq, t.name, l.queue, l.priority, j.state, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
-j.started_at, j.finished_at, j.deadline, (SELECT name FROM worker WHERE id = j.worker), j.key, b.tenant, b.tags,
-b.reason, b.progress
+j.started_at, j.finished_at, j.deadline, (SELECT name FROM ferryman_worker WHERE id = j.worker), j.key, b.tenant,
+b.tags, b.reason, b.progress
 """
 
 _decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
@@ -42,8 +42,8 @@ _decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
 def get(now: int, ids: Sequence[JobId]) -> Requests[list[Job | None]]:
     rows = yield Query(
         f"SELECT n.key, b.args, b.options, b.result, j.result_until, {_COLUMNS} FROM json_each(?2) n"  # noqa: S608
-        " CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16) JOIN body b ON b.seq = j.seq"
-        " JOIN lane l ON l.id = j.lane JOIN task t ON t.id = j.task",
+        " CROSS JOIN ferryman_job j ON j.id = substr(?1, n.key * 16 + 1, 16) JOIN ferryman_body b ON b.seq = j.seq"
+        " JOIN ferryman_lane l ON l.id = j.lane JOIN ferryman_task t ON t.id = j.task",
         ids_param(ids),
     )
     found: list[Job | None] = [None] * len(ids)
@@ -71,14 +71,17 @@ def history(now: int, job: JobId) -> Requests[History | None]:
     if record is None:
         return None
     attempts = yield Query(
-        "SELECT number, kind, (SELECT name FROM worker WHERE id = a.worker), started_at, finished_at, error, reason"
-        " FROM attempt a WHERE seq = ? ORDER BY id",
+        "SELECT number, kind, (SELECT name FROM ferryman_worker WHERE id = a.worker), started_at, finished_at, error,"
+        " reason FROM ferryman_attempt a WHERE seq = ? ORDER BY id",
         (record.seq,),
     )
-    notes = yield Query("SELECT at, attempt, text FROM note WHERE seq = ? ORDER BY id", (record.seq,))
-    parents = yield Query("SELECT parent FROM parent WHERE child = ? ORDER BY place", (record.seq,))
+    notes = yield Query(
+        "SELECT at, attempt, text FROM ferryman_note WHERE seq = ? ORDER BY id", (record.seq,)
+    )
+    parents = yield Query("SELECT parent FROM ferryman_parent WHERE child = ? ORDER BY place", (record.seq,))
     children = yield Query(
-        "SELECT DISTINCT j.id FROM parent p JOIN job j ON j.seq = p.child WHERE p.parent = ? ORDER BY j.seq",
+        "SELECT DISTINCT j.id FROM ferryman_parent p JOIN ferryman_job j ON j.seq = p.child WHERE p.parent = ?"
+        " ORDER BY j.seq",
         (id_,),
     )
     return History(
@@ -93,9 +96,10 @@ def history(now: int, job: JobId) -> Requests[History | None]:
 def parent_results(now: int, job: JobId, offset: int, limit: int) -> Requests[list[ParentResult]]:
     rows = yield Query(
         "SELECT j.id, t.name, j.state, CASE WHEN j.result_until <= ?2 THEN NULL ELSE b.result END,"
-        " (SELECT error FROM attempt a WHERE a.seq = j.seq AND error IS NOT NULL ORDER BY a.id DESC LIMIT 1)"
-        " FROM parent p JOIN job j ON j.id = p.parent JOIN body b ON b.seq = j.seq JOIN task t ON t.id = j.task"
-        " WHERE p.child = (SELECT seq FROM job WHERE id = ?1) ORDER BY p.place LIMIT ?3 OFFSET ?4",
+        " (SELECT error FROM ferryman_attempt a WHERE a.seq = j.seq AND error IS NOT NULL ORDER BY a.id DESC LIMIT 1)"
+        " FROM ferryman_parent p JOIN ferryman_job j ON j.id = p.parent JOIN ferryman_body b ON b.seq = j.seq"
+        " JOIN ferryman_task t ON t.id = j.task"
+        " WHERE p.child = (SELECT seq FROM ferryman_job WHERE id = ?1) ORDER BY p.place LIMIT ?3 OFFSET ?4",
         (bytes.fromhex(job), now, limit, offset),
     )
     return [
@@ -110,8 +114,8 @@ def parent_results(now: int, job: JobId, offset: int, limit: int) -> Requests[li
 def lanes() -> Requests[list[LaneCounts]]:
     rows = yield Query(
         "SELECT queue, priority, waiting, scheduled, ready, parked, running, succeeded, dead, cancelled, expired,"
-        " (SELECT run_at FROM job INDEXED BY job_ready WHERE state = 2 AND lane = l.id ORDER BY tag, seq LIMIT 1)"
-        " FROM lane l ORDER BY queue, priority DESC"
+        " (SELECT run_at FROM ferryman_job INDEXED BY ferryman_job_ready WHERE state = 2 AND lane = l.id"
+        " ORDER BY tag, seq LIMIT 1) FROM ferryman_lane l ORDER BY queue, priority DESC"
     )
     return [
         LaneCounts(queue, priority, dict(zip(State, counts, strict=True)), oldest)
@@ -119,8 +123,15 @@ def lanes() -> Requests[list[LaneCounts]]:
     ]
 
 
+def time(now: int) -> Requests[int]:
+    return now
+    yield  # an operation is a generator, though this one has nothing to ask
+
+
 def queues() -> Requests[list[QueueRecord]]:
-    rows = yield Query("SELECT name, fair, weights, max_size, overflow, paused FROM queue ORDER BY name")
+    rows = yield Query(
+        "SELECT name, fair, weights, max_size, overflow, paused FROM ferryman_queue ORDER BY name"
+    )
     return [
         QueueRecord(
             QueueSettings(
@@ -134,8 +145,8 @@ def queues() -> Requests[list[QueueRecord]]:
 
 def stats(since: int, until: int) -> Requests[list[MinuteStats]]:
     rows = yield Query(
-        "SELECT s.minute, l.queue, t.name, s.kind, s.bucket, sum(s.n) FROM stat s JOIN lane l ON l.id = s.lane"
-        " JOIN task t ON t.id = s.task WHERE s.minute >= ? AND s.minute < ?"
+        "SELECT s.minute, l.queue, t.name, s.kind, s.bucket, sum(s.n) FROM ferryman_stat s"
+        " JOIN ferryman_lane l ON l.id = s.lane JOIN ferryman_task t ON t.id = s.task WHERE s.minute >= ? AND s.minute < ?"
         " GROUP BY s.minute, l.queue, t.name, s.kind, s.bucket ORDER BY s.minute, l.queue, t.name",
         (since, until),
     )
@@ -169,7 +180,7 @@ def causes(which: Filter) -> Requests[list[CauseCount]]:
 
 def workers() -> Requests[list[WorkerRecord]]:
     rows = yield Query(
-        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM worker"
+        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM ferryman_worker"
         " WHERE gone IS NULL OR gone < 3 ORDER BY id"
     )
     return [

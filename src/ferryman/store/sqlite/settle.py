@@ -25,8 +25,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _LEASED = """
 SELECT n.key, j.seq, j.id, j.lane, j.task, j.flags, j.lease, j.attempt, j.max_attempts, j.deaths, j.run_at, j.key,
     j.worker, j.tag
-FROM json_each(?2) n CROSS JOIN job j ON j.id = substr(?1, n.key * 16 + 1, 16)
-WHERE j.state = 4 AND j.worker = (SELECT id FROM worker WHERE name = ?3)
+FROM json_each(?2) n CROSS JOIN ferryman_job j ON j.id = substr(?1, n.key * 16 + 1, 16)
+WHERE j.state = 4 AND j.worker = (SELECT id FROM ferryman_worker WHERE name = ?3)
 """
 
 _MEASURED = frozenset({OutcomeKind.SUCCEEDED, OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED})
@@ -84,13 +84,13 @@ def _succeed(ledger: Ledger, jobs: Sequence[tuple[Leased, Outcome]]) -> Requests
     now = ledger.now
     times = [(now - outcome.ran_us // 1000, now, job.seq) for job, outcome in jobs]
     if times:
-        yield Many("UPDATE job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ?", times)
+        yield Many("UPDATE ferryman_job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ?", times)
     results = [(outcome.result, job.seq) for job, outcome in jobs if outcome.result is not None]
     if results:
-        yield Many("UPDATE body SET result = ? WHERE seq = ?", results)
+        yield Many("UPDATE ferryman_body SET result = ? WHERE seq = ?", results)
     kept = [(now + outcome.keep_result, job.seq) for job, outcome in jobs if outcome.keep_result is not None]
     if kept:
-        yield Many("UPDATE job SET result_until = ? WHERE seq = ?", kept)
+        yield Many("UPDATE ferryman_job SET result_until = ? WHERE seq = ?", kept)
     for (lane, task), count in Counter([(job.lane, job.task) for job, _ in jobs]).items():
         ledger.move(lane, State.RUNNING, State.SUCCEEDED, count)
         ledger.note(lane, task, STAT.SUCCEEDED, count=count)
@@ -125,18 +125,18 @@ def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1
         case OutcomeKind.RELEASED:
             return (yield from _release(ledger, job))
         case OutcomeKind.SNOOZED:
-            yield Query("UPDATE body SET reason = ? WHERE seq = ?", (outcome.reason, job.seq))
+            yield Query("UPDATE ferryman_body SET reason = ? WHERE seq = ?", (outcome.reason, job.seq))
             return (yield from _put_off(ledger, job, outcome.delay, attempt=job.attempt - 1, always=True))
         case OutcomeKind.CANCELLED:
             yield from _finish(ledger, job, State.CANCELLED, outcome.reason, started)
             return State.CANCELLED
         case OutcomeKind.RETRY if job.attempt < job.max_attempts:
-            yield Query("UPDATE job SET started_at = ? WHERE seq = ?", (started, job.seq))
+            yield Query("UPDATE ferryman_job SET started_at = ? WHERE seq = ?", (started, job.seq))
             return (yield from _put_off(ledger, job, outcome.delay, attempt=job.attempt))
         case OutcomeKind.CRASHED if job.attempt < job.max_attempts and job.deaths + deaths < MAX_DEATHS:
             return (yield from _run_again(ledger, job, job.deaths + deaths, started))
         case OutcomeKind.CRASHED:
-            yield Query("UPDATE job SET deaths = ? WHERE seq = ?", (job.deaths + deaths, job.seq))
+            yield Query("UPDATE ferryman_job SET deaths = ? WHERE seq = ?", (job.deaths + deaths, job.seq))
             yield from _die(ledger, job, outcome, started)
             return State.DEAD
         case _:
@@ -147,7 +147,7 @@ def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1
 def _release(ledger: Ledger, job: Leased) -> Requests[State]:
     """Back to the place it had: same tag, same moment."""
     yield Query(
-        "UPDATE job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = ?",
+        "UPDATE ferryman_job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = ?",
         (job.seq,),
     )
     ledger.move(job.lane, State.RUNNING, State.READY)
@@ -156,7 +156,8 @@ def _release(ledger: Ledger, job: Leased) -> Requests[State]:
 
 def _run_again(ledger: Ledger, job: Leased, deaths: int, started: int) -> Requests[State]:
     yield Query(
-        "UPDATE job SET state = 2, deaths = ?, started_at = ? WHERE seq = ?", (deaths, started, job.seq)
+        "UPDATE ferryman_job SET state = 2, deaths = ?, started_at = ? WHERE seq = ?",
+        (deaths, started, job.seq),
     )
     ledger.move(job.lane, State.RUNNING, State.READY)
     return State.READY
@@ -169,15 +170,15 @@ def _put_off(
     flags = job.flags
     if delay > 0 or always:
         yield Query(
-            "UPDATE job SET state = 1, attempt = ?, run_at = ? WHERE seq = ?",
+            "UPDATE ferryman_job SET state = 1, attempt = ?, run_at = ? WHERE seq = ?",
             (attempt, ledger.now + delay, job.seq),
         )
         ledger.move(job.lane, State.RUNNING, State.SCHEDULED)
         if job.key is not None and flags & FLAG.HOLDS and not flags & FLAG.ORDERED:
-            yield Query("UPDATE job SET flags = flags & ~?1 WHERE seq = ?2", (FLAG.HOLDS, job.seq))
+            yield Query("UPDATE ferryman_job SET flags = flags & ~?1 WHERE seq = ?2", (FLAG.HOLDS, job.seq))
             yield from free_place(ledger, job.key)
         return State.SCHEDULED
-    yield Query("UPDATE job SET attempt = ? WHERE seq = ?", (attempt, job.seq))
+    yield Query("UPDATE ferryman_job SET attempt = ? WHERE seq = ?", (attempt, job.seq))
     yield from enter(ledger, job.seq, job.lane, State.RUNNING, flags, job.key)
     return State.READY
 
@@ -192,10 +193,10 @@ def _die(ledger: Ledger, job: Leased, outcome: Outcome, started: int) -> Request
 
 def _finish(ledger: Ledger, job: Leased, state: State, reason: str | None, started: int) -> Requests[None]:
     yield Query(
-        "UPDATE job SET state = ?, started_at = ?, finished_at = ? WHERE seq = ?",
+        "UPDATE ferryman_job SET state = ?, started_at = ?, finished_at = ? WHERE seq = ?",
         (int(state), started, ledger.now, job.seq),
     )
-    yield Query("UPDATE body SET reason = ? WHERE seq = ?", (reason, job.seq))
+    yield Query("UPDATE ferryman_body SET reason = ? WHERE seq = ?", (reason, job.seq))
     ledger.move(job.lane, State.RUNNING, state)
     yield from let_go(ledger, [Finished(job.seq, job.id, job.flags, job.key, succeeded=False)])
 
@@ -205,7 +206,7 @@ def _record_attempt(ledger: Ledger, job: Leased, outcome: Outcome, started: int)
     if error is None and outcome.kind is OutcomeKind.CRASHED:
         error = _error_of(outcome)
     yield Query(
-        "INSERT INTO attempt (seq, number, kind, worker, started_at, finished_at, error, reason)"
+        "INSERT INTO ferryman_attempt (seq, number, kind, worker, started_at, finished_at, error, reason)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.seq, job.attempt, int(outcome.kind), job.worker, started, ledger.now,
@@ -213,7 +214,7 @@ def _record_attempt(ledger: Ledger, job: Leased, outcome: Outcome, started: int)
         ),
     )  # fmt: skip
     if job.lease > _MAX_ATTEMPTS:
-        yield Query(_FORGET_OLDEST.format("attempt"), (job.seq, _MAX_ATTEMPTS))
+        yield Query(_FORGET_OLDEST.format("ferryman_attempt"), (job.seq, _MAX_ATTEMPTS))
 
 
 def _error_of(outcome: Outcome) -> ErrorInfo:
@@ -234,10 +235,10 @@ def annotate(now: int, worker: WorkerId, notes: Sequence[JobNote]) -> Requests[N
             continue
         seq = row[1]
         if note.progress is not None:
-            yield Query("UPDATE body SET progress = ? WHERE seq = ?", (note.progress, seq))
+            yield Query("UPDATE ferryman_body SET progress = ? WHERE seq = ?", (note.progress, seq))
         if note.text is not None:
             yield Query(
-                "INSERT INTO note (seq, at, attempt, text) VALUES (?, ?, ?, ?)",
+                "INSERT INTO ferryman_note (seq, at, attempt, text) VALUES (?, ?, ?, ?)",
                 (seq, now, row[7], note.text[:_MAX_NOTE]),
             )
-            yield Query(_FORGET_OLDEST.format("note"), (seq, _MAX_NOTES))
+            yield Query(_FORGET_OLDEST.format("ferryman_note"), (seq, _MAX_NOTES))

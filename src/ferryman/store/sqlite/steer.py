@@ -25,12 +25,12 @@ _PENDING = tuple(sorted(PENDING))
 def declare(queues: Sequence[QueueSettings]) -> Requests[None]:
     # In a queue that is fair no more, those with tags shall not wait behind all that come without.
     yield Query(
-        "UPDATE job SET tag = 0 WHERE state = 2 AND lane IN (SELECT l.id FROM lane l JOIN queue q ON q.name = l.queue"
-        " WHERE q.fair AND q.name IN (SELECT value FROM json_each(?)))",
+        "UPDATE ferryman_job SET tag = 0 WHERE state = 2 AND lane IN (SELECT l.id FROM ferryman_lane l"
+        " JOIN ferryman_queue q ON q.name = l.queue WHERE q.fair AND q.name IN (SELECT value FROM json_each(?)))",
         (json.dumps([queue.name for queue in queues if not queue.fair]),),
     )
     yield Many(
-        "INSERT INTO queue (name, fair, weights, max_size, overflow) VALUES (?, ?, ?, ?, ?)"
+        "INSERT INTO ferryman_queue (name, fair, weights, max_size, overflow) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET fair = excluded.fair, weights = excluded.weights, max_size = excluded.max_size,"
         " overflow = excluded.overflow",
         [(q.name, q.fair, json.dumps(dict(q.weights)), q.max_size, q.overflow) for q in queues],
@@ -39,7 +39,7 @@ def declare(queues: Sequence[QueueSettings]) -> Requests[None]:
 
 def pause(now: int, queues: Sequence[str], paused: bool) -> Requests[None]:
     yield Many(
-        "INSERT INTO queue (name, paused) VALUES (?, ?) ON CONFLICT DO UPDATE SET paused = excluded.paused",
+        "INSERT INTO ferryman_queue (name, paused) VALUES (?, ?) ON CONFLICT DO UPDATE SET paused = excluded.paused",
         [(name, paused) for name in queues],
     )
     ledger = Ledger(now)
@@ -60,14 +60,16 @@ def cancel(now: int, which: Filter, limit: int, reason: str | None) -> Requests[
     count = 0
     for seq, id_, lane, state, flags, key, worker in rows:
         if state == State.RUNNING:
-            yield Query("UPDATE job SET flags = flags | ? WHERE seq = ?", (FLAG.CANCEL_ASKED, seq))
+            yield Query("UPDATE ferryman_job SET flags = flags | ? WHERE seq = ?", (FLAG.CANCEL_ASKED, seq))
             yield from leave_orders([worker], Order("cancel", JobId(id_.hex()), reason))
             ledger.woke = True
         else:
             # An earlier one of the batch may have been its parent, and have taken it along.
-            still = yield Query("SELECT flags FROM job WHERE seq = ? AND state = ?", (seq, state))
+            still = yield Query("SELECT flags FROM ferryman_job WHERE seq = ? AND state = ?", (seq, state))
             if not still:
-                still = yield Query("SELECT flags, state FROM job WHERE seq = ? AND state < 4", (seq,))
+                still = yield Query(
+                    "SELECT flags, state FROM ferryman_job WHERE seq = ? AND state < 4", (seq,)
+                )
                 if not still:
                     count += 1
                     continue
@@ -87,7 +89,7 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
         which,
         "j.seq, j.id, j.lane, j.state, j.flags, j.key, j.room, b.unique_key",
         among=tuple(sorted(FINISHED)),
-        extra="NOT EXISTS (SELECT 1 FROM unique_key u WHERE u.key = b.unique_key AND u.seq <> j.seq"
+        extra="NOT EXISTS (SELECT 1 FROM ferryman_unique_key u WHERE u.key = b.unique_key AND u.seq <> j.seq"
         " AND (u.until IS NULL OR u.until > ?))",
         extra_params=(now,),
         limit=limit,
@@ -98,13 +100,15 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
             # Another of this batch has just taken it.
             continue
         yield Query(
-            "UPDATE job SET attempt = 0, deaths = 0, started_at = NULL, finished_at = NULL, worker = NULL,"
+            "UPDATE ferryman_job SET attempt = 0, deaths = 0, started_at = NULL, finished_at = NULL, worker = NULL,"
             " deadline = NULL, missing = NULL, result_until = NULL WHERE seq = ?",
             (seq,),
         )
-        yield Query("UPDATE body SET result = NULL, reason = NULL, progress = NULL WHERE seq = ?", (seq,))
+        yield Query(
+            "UPDATE ferryman_body SET result = NULL, reason = NULL, progress = NULL WHERE seq = ?", (seq,)
+        )
         # It waits for nobody any more; parents that it never heard of again are done with.
-        yield Query("UPDATE parent SET done = 1 WHERE child = ?", (seq,))
+        yield Query("UPDATE ferryman_parent SET done = 1 WHERE child = ?", (seq,))
         if key is not None:
             yield from rejoin_key(key, 1 if flags & FLAG.ORDERED else room)
         yield from enter(ledger, seq, lane, state, flags & ~(FLAG.HOLDS | FLAG.FORGOTTEN), key)
@@ -115,7 +119,7 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
 
 def _take_unique(now: int, seq: int, id_: bytes, key: str) -> Requests[bool]:
     taken = yield Query(
-        "INSERT INTO unique_key (key, seq, id, until) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO UPDATE"
+        "INSERT INTO ferryman_unique_key (key, seq, id, until) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO UPDATE"
         " SET seq = excluded.seq, id = excluded.id, until = NULL WHERE until <= ?4 RETURNING seq",
         (key, seq, id_, now),
     )
@@ -124,7 +128,8 @@ def _take_unique(now: int, seq: int, id_: bytes, key: str) -> Requests[bool]:
 
 def edit(job: JobId, args: bytes) -> Requests[bool]:
     changed = yield Query(
-        "UPDATE body SET args = ? WHERE seq = (SELECT seq FROM job WHERE id = ? AND state <> 4) RETURNING seq",
+        "UPDATE ferryman_body SET args = ? WHERE seq = (SELECT seq FROM ferryman_job WHERE id = ? AND state <> 4)"
+        " RETURNING seq",
         (args, bytes.fromhex(job)),
     )
     return bool(changed)
@@ -150,7 +155,9 @@ def reprioritise(now: int, which: Filter, priority: int, limit: int) -> Requests
             info = yield from ledger.lane(target)
             tag = (yield from next_tag(info, tenant)) if info.fair else 0.0
         rank = None if key is None else (0 if flags & FLAG.ORDERED else -priority)
-        yield Query("UPDATE job SET lane = ?, tag = ?, rank = ? WHERE seq = ?", (target, tag, rank, seq))
+        yield Query(
+            "UPDATE ferryman_job SET lane = ?, tag = ?, rank = ? WHERE seq = ?", (target, tag, rank, seq)
+        )
         ledger.move(lane, state, None)
         ledger.move(target, None, state)
     yield from ledger.close()
@@ -168,7 +175,7 @@ def delete(now: int, which: Filter, limit: int) -> Requests[int]:
     gone: list[Any] = []
     for seq, id_, lane, state, flags, key in rows:
         if state in PENDING:
-            ((state, flags),) = yield Query("SELECT state, flags FROM job WHERE seq = ?", (seq,))
+            ((state, flags),) = yield Query("SELECT state, flags FROM ferryman_job WHERE seq = ?", (seq,))
         if state in PENDING:
             yield from let_go(
                 ledger, [(yield from cancel_pending(ledger, seq, id_, lane, state, flags, key, None))]
@@ -176,7 +183,7 @@ def delete(now: int, which: Filter, limit: int) -> Requests[int]:
             state = State.CANCELLED
         gone.append((seq, id_, lane, state, flags))
     seqs = seqs_param([row[0] for row in gone])
-    yield Query("DELETE FROM unique_key WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
+    yield Query("DELETE FROM ferryman_unique_key WHERE seq IN (SELECT value FROM json_each(?))", (seqs,))
     yield from erase(ledger, gone)
     yield from ledger.close()
     return len(gone)
@@ -193,7 +200,7 @@ def erase(ledger: Ledger, rows: Sequence[tuple[int, bytes, int, int, int]]) -> R
 
 
 _ERASE = [
-    f"DELETE FROM {table} WHERE {column} IN (SELECT value FROM json_each(?))"  # noqa: S608
+    f"DELETE FROM ferryman_{table} WHERE {column} IN (SELECT value FROM json_each(?))"  # noqa: S608
     for table, column in (
         ("attempt", "seq"),
         ("note", "seq"),
@@ -204,14 +211,15 @@ _ERASE = [
 ]
 _ERASE.insert(
     0,
-    "DELETE FROM tag WHERE seq IN (SELECT value FROM json_each(?1)) AND tag IN (SELECT t.value FROM body b"
-    " JOIN json_each(b.tags) t WHERE b.seq IN (SELECT value FROM json_each(?1)))",
+    "DELETE FROM ferryman_tag WHERE seq IN (SELECT value FROM json_each(?1)) AND tag IN (SELECT t.value"
+    " FROM ferryman_body b JOIN json_each(b.tags) t WHERE b.seq IN (SELECT value FROM json_each(?1)))",
 )
 
 
 def _lane(queue: str, priority: int) -> Requests[int]:
     ((lane,),) = yield Query(
-        "INSERT INTO lane (queue, priority) VALUES (?, ?) ON CONFLICT DO UPDATE SET queue = excluded.queue RETURNING id",
+        "INSERT INTO ferryman_lane (queue, priority) VALUES (?, ?)"
+        " ON CONFLICT DO UPDATE SET queue = excluded.queue RETURNING id",
         (queue, priority),
     )
     return int(lane)

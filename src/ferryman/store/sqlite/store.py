@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any
 
 from ferryman.clock import Clock, SystemClock
+from ferryman.io.guests.sqlite import SqliteGuest
 from ferryman.io.operation import AsyncRunner, Operation, Runner
 from ferryman.io.sqlite import AsyncSqliteRunner, Database, SqliteRunner, SqliteWaker
-from ferryman.job import History, Job, JobId, NewJob, Outcome, WorkerId
+from ferryman.io.sqlite.lending import Lender
+from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
+from ferryman.store.cargo import Parcel
 from ferryman.store.port import (
     Capabilities,
     CauseCount,
@@ -15,10 +20,13 @@ from ferryman.store.port import (
     Enqueued,
     Entry,
     Filter,
+    Guest,
+    Held,
     JobNote,
     LaneCounts,
     MinuteStats,
     Order,
+    Orders,
     ParentResult,
     QueueRecord,
     QueueSettings,
@@ -31,9 +39,9 @@ from ferryman.store.port import (
     WorkerRecord,
     WorkerStatus,
 )
-from ferryman.store.sqlite import claim, coordinate, enqueue, prune, read, settle, steer
+from ferryman.store.sqlite import cargo, claim, coordinate, enqueue, prune, read, settle, steer
 from ferryman.store.sqlite import workers as registry
-from ferryman.store.sqlite.schema import prepare
+from ferryman.store.sqlite.schema import make, prepare
 
 __all__ = ["SqliteStore"]
 
@@ -41,11 +49,20 @@ __all__ = ["SqliteStore"]
 class SqliteStore:
     """Jobs in one file. Thread-safe; survives a fork. See `ferryman.store.port.Store` for the contracts."""
 
-    capabilities = Capabilities(name="SQLite", durable=True, shared=True)
+    capabilities = Capabilities(
+        name="SQLite",
+        durable=True,
+        power="each commit is synced",
+        shared=True,
+        joins=True,
+        wakes="a datagram; each 50 ms",
+        idle="some reads of the file",
+    )
 
     def __init__(self, path: str, clock: Clock | None = None) -> None:
         self._database = Database(path, clock or SystemClock(), prepare)
         self._runner = SqliteRunner(self._database)
+        self._lender = Lender(self._database.path)
         self.url = f"sqlite:///{path}"
 
     def runner(self) -> Runner:
@@ -53,6 +70,15 @@ class SqliteStore:
 
     def async_runner(self) -> AsyncRunner:
         return AsyncSqliteRunner(self._database)
+
+    def using(self, connection: object) -> Guest:
+        return Guest(SqliteGuest(connection, self._database, make), self.enqueue, exclusive=True)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        return self._lender.transaction()
+
+    def atransaction(self) -> AbstractAsyncContextManager[Any]:
+        return self._lender.atransaction()
 
     def waker(self) -> Waker:
         return SqliteWaker(self._database)
@@ -81,8 +107,13 @@ class SqliteStore:
     def register(self, info: WorkerInfo, lease: int) -> Operation[None]:
         return Operation("register", lambda now: registry.register(now, info, lease))
 
-    def heartbeat(self, worker: WorkerId, status: WorkerStatus, lease: int) -> Operation[list[Order]]:
-        return Operation("heartbeat", lambda now: registry.heartbeat(now, worker, status, lease))
+    def heartbeat(
+        self, worker: WorkerId, status: WorkerStatus, lease: int, heard: int = 0
+    ) -> Operation[Orders]:
+        return Operation("heartbeat", lambda now: registry.heartbeat(now, worker, status, lease, heard))
+
+    def holding(self, worker: WorkerId) -> Operation[list[Held]]:
+        return Operation("holding", lambda _: registry.holding(worker), writes=False)
 
     def leave(self, worker: WorkerId) -> Operation[None]:
         return Operation("leave", lambda now: registry.leave(now, worker))
@@ -143,7 +174,23 @@ class SqliteStore:
     def order(self, workers: Sequence[WorkerId], order: Order) -> Operation[int]:
         return Operation("order", lambda now: registry.order(now, workers, order))
 
+    # -- moving ------------------------------------------------------------------------------------
+
+    def pack(
+        self, states: Sequence[State], after: int, limit: int, ids: Sequence[JobId] = ()
+    ) -> Operation[list[Parcel]]:
+        return Operation("pack", lambda now: cargo.pack(now, states, after, limit, ids), writes=False)
+
+    def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
+        return Operation("unpack", lambda now: cargo.unpack(now, parcels))
+
+    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
+        return Operation("forget", lambda now: cargo.forget(now, ids))
+
     # -- reading -----------------------------------------------------------------------------------
+
+    def time(self) -> Operation[int]:
+        return Operation("time", read.time, writes=False)
 
     def get(self, ids: Sequence[JobId]) -> Operation[list[Job | None]]:
         return Operation("get", lambda now: read.get(now, ids), writes=False)

@@ -14,12 +14,12 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query
 from ferryman.job import ErrorInfo, JobId, Outcome, OutcomeKind, State, WorkerId
-from ferryman.store.port import Order, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.port import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
 from ferryman.store.sqlite.claim import find_worker
 from ferryman.store.sqlite.ledger import Ledger
 from ferryman.store.sqlite.settle import Leased, settle_leased
 
-__all__ = ["GONE", "heartbeat", "leave", "order", "register", "rescue"]
+__all__ = ["GONE", "heartbeat", "holding", "leave", "order", "register", "rescue"]
 
 GONE = {"stopped": 1, "dead": 2}
 """Values of ``worker.gone``."""
@@ -28,13 +28,13 @@ _encode = msgspec.msgpack.Encoder().encode
 
 _RUNNING = """
 SELECT seq, id, lane, task, flags, lease, attempt, max_attempts, deaths, run_at, key, worker, tag, started_at
-FROM job INDEXED BY job_running WHERE state = 4 AND worker = ? ORDER BY seq
+FROM ferryman_job INDEXED BY ferryman_job_running WHERE state = 4 AND worker = ? ORDER BY seq
 """
 
 
 def register(now: int, info: WorkerInfo, lease: int) -> Requests[None]:
     yield Query(
-        "INSERT INTO worker (name, info, status, queues, bell, registered_at, seen_at, lease_until)"
+        "INSERT INTO ferryman_worker (name, info, status, queues, bell, registered_at, seen_at, lease_until)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET info = excluded.info,"
         " queues = excluded.queues, bell = excluded.bell, seen_at = excluded.seen_at,"
         " lease_until = excluded.lease_until",
@@ -45,23 +45,39 @@ def register(now: int, info: WorkerInfo, lease: int) -> Requests[None]:
     )  # fmt: skip
 
 
-def heartbeat(now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> Requests[list[Order]]:
+def heartbeat(
+    now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int
+) -> Requests[Orders]:
     worker_id, *_ = yield from find_worker(worker)
     yield Query(
-        "UPDATE worker SET status = ?, seen_at = ?, lease_until = ? WHERE id = ?",
+        "UPDATE ferryman_worker SET status = ?, seen_at = ?, lease_until = ? WHERE id = ?",
         (_encode(status), now, now + lease, worker_id),
     )
+    yield Query("DELETE FROM ferryman_worker_order WHERE worker = ? AND id <= ?", (worker_id, heard))
+    ((last,),) = yield Query(
+        "SELECT coalesce(max(id), ?2) FROM ferryman_worker_order WHERE worker = ?1", (worker_id, heard)
+    )
     orders = yield Query(
-        "SELECT kind, job, reason FROM worker_order o WHERE worker = ? AND (job IS NULL OR EXISTS"
-        " (SELECT 1 FROM job j WHERE j.id = o.job AND j.state = 4 AND j.lease = o.lease)) ORDER BY id",
+        "SELECT kind, job, reason FROM ferryman_worker_order o WHERE worker = ? AND (job IS NULL OR EXISTS"
+        " (SELECT 1 FROM ferryman_job j WHERE j.id = o.job AND j.state = 4 AND j.lease = o.lease)) ORDER BY id",
         (worker_id,),
     )
-    yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))
-    return [Order(kind, None if job is None else JobId(job.hex()), reason) for kind, job, reason in orders]
+    return Orders(
+        [Order(kind, None if job is None else JobId(job.hex()), reason) for kind, job, reason in orders], last
+    )
+
+
+def holding(worker: WorkerId) -> Requests[list[Held]]:
+    rows = yield Query(
+        "SELECT id, lease FROM ferryman_job INDEXED BY ferryman_job_running WHERE state = 4"
+        " AND worker = (SELECT id FROM ferryman_worker WHERE name = ?) ORDER BY seq",
+        (worker,),
+    )
+    return [Held(JobId(id_.hex()), lease) for id_, lease in rows]
 
 
 def leave(now: int, worker: WorkerId) -> Requests[None]:
-    found = yield Query("SELECT id FROM worker WHERE name = ? AND gone IS NULL", (worker,))
+    found = yield Query("SELECT id FROM ferryman_worker WHERE name = ? AND gone IS NULL", (worker,))
     if found:
         ledger = Ledger(now)
         ((worker_id,),) = found
@@ -73,8 +89,8 @@ def leave(now: int, worker: WorkerId) -> Requests[None]:
 
 def rescue(now: int, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
     workers = yield Query(
-        "SELECT id, name FROM worker WHERE gone IS NULL AND lease_until <= ?1"
-        " UNION SELECT id, name FROM worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?2))"
+        "SELECT id, name FROM ferryman_worker WHERE gone IS NULL AND lease_until <= ?1"
+        " UNION SELECT id, name FROM ferryman_worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?2))"
         " ORDER BY id",
         (now, json.dumps(list(dead))),
     )
@@ -93,7 +109,7 @@ def rescue(now: int, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
 
 def order(now: int, workers: Sequence[WorkerId], order: Order) -> Requests[int]:
     alive = yield Query(
-        "SELECT id FROM worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?))",
+        "SELECT id FROM ferryman_worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?))",
         (json.dumps(list(workers)),),
     )
     ledger = Ledger(now)
@@ -107,8 +123,8 @@ def leave_orders(workers: Sequence[int], order: Order) -> Requests[None]:
     """Leave an order for workers to find with their next heartbeat."""
     job = None if order.job is None else bytes.fromhex(order.job)
     yield Many(
-        "INSERT INTO worker_order (worker, kind, job, lease, reason)"
-        " VALUES (?1, ?2, ?3, (SELECT lease FROM job WHERE id = ?3), ?4)",
+        "INSERT INTO ferryman_worker_order (worker, kind, job, lease, reason)"
+        " VALUES (?1, ?2, ?3, (SELECT lease FROM ferryman_job WHERE id = ?3), ?4)",
         [(worker, order.kind, job, order.reason) for worker in workers],
     )
 
@@ -128,5 +144,5 @@ def _take_back(ledger: Ledger, worker_id: int, error: ErrorInfo, *, deaths: int)
 
 
 def _strike_off(worker_id: int, gone: int) -> Requests[None]:
-    yield Query("UPDATE worker SET gone = ? WHERE id = ?", (gone, worker_id))
-    yield Query("DELETE FROM worker_order WHERE worker = ?", (worker_id,))
+    yield Query("UPDATE ferryman_worker SET gone = ? WHERE id = ?", (gone, worker_id))
+    yield Query("DELETE FROM ferryman_worker_order WHERE worker = ?", (worker_id,))

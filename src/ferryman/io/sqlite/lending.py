@@ -1,0 +1,103 @@
+"""Connections lent to tasks that want a transaction on the store's own file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
+
+from ferryman.errors import ConfigError
+from ferryman.io.sqlite.failures import BUSY_MS, raise_mapped
+
+__all__ = ["Lender"]
+
+
+class Lent(sqlite3.Connection):
+    """A connection whose transaction is not its borrower's to end. What he wrote would stand without the job's end."""
+
+    def commit(self) -> NoReturn:
+        raise _not_yours("commit()")
+
+    def rollback(self) -> NoReturn:
+        raise _not_yours("rollback()")
+
+    def __enter__(self) -> NoReturn:
+        raise _not_yours("a `with` block, which commits,")
+
+
+def _not_yours(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} is not for the connection of a Transaction: it is committed together with the end of the job, when "
+        "the task returns, and rolled back when it raises"
+    )
+
+
+class Lender:
+    """Plain connections, as `sqlite3` makes them. A file's other writers wait while one is lent. Thread-safe."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # In one event loop, who waits for the file's lock must not block who holds it.
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A connection in a transaction, which is committed at the end and rolled back after an exception."""
+        with contextlib.closing(self._open()) as connection:
+            self._do(connection, "BEGIN IMMEDIATE")
+            yield connection
+            self._do(connection, "COMMIT")
+
+    @contextlib.asynccontextmanager
+    async def atransaction(self) -> AsyncIterator[sqlite3.Connection]:
+        """`transaction`, for the running event loop: only the lock and the commit are waited for beside it."""
+        async with self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            connection = self._open()
+            try:
+                await self._ado(connection, "BEGIN IMMEDIATE")
+                yield connection
+                await self._ado(connection, "COMMIT")
+            finally:
+                connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(
+                self._path,
+                timeout=BUSY_MS / 1000,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=Lent,
+            )
+            try:
+                connection.execute("PRAGMA synchronous=FULL")
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            raise_mapped(error, self._path)
+        return connection
+
+    def _do(self, connection: sqlite3.Connection, command: str) -> None:
+        try:
+            connection.execute(command)
+        except sqlite3.Error as error:
+            raise_mapped(error, self._path)
+
+    async def _ado(self, connection: sqlite3.Connection, command: str) -> None:
+        """Once begun, this comes to its end, also if it is cancelled: a connection that another thread is at cannot be
+        closed, and whether it was committed would be left to chance."""
+        doing = asyncio.ensure_future(asyncio.to_thread(self._do, connection, command))
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait([doing])
+            # Cancelled is what it is, whatever came of the command.
+            if not doing.cancelled():
+                doing.exception()
+            raise

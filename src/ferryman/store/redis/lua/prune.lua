@@ -1,0 +1,209 @@
+-- Prune: finished jobs whose time is over or that are too many, and the small things that age.
+
+local RUNNING = book.RUNNING
+
+local LOOKS = 1000      -- finished jobs that one call looks at
+local STEP = 100        -- jobs that are read at once
+local SMALL = 1000      -- small things of each kind that one call forgets
+
+-- -- small things ------------------------------------------------------------------------------------
+
+local function forget_faded()
+    local faded = book.range('ZRANGEBYSCORE', book.key('fading'), '-inf', book.text(book.now), 'LIMIT', 0, SMALL)
+    for _, member in ipairs(faded) do
+        local hash, field = string.match(member, '^(%S+) (.*)$')
+        book.hdel(hash, field)
+        book.zrem('fading', member)
+    end
+end
+
+local function forget_results()
+    local line, ids = book.key('result_until'), {}
+    for index, spot in ipairs(book.range('ZRANGEBYSCORE', line, '-inf', book.text(book.now), 'LIMIT', 0, SMALL)) do
+        ids[index] = book.id_of(spot)
+    end
+    for _, card in ipairs(book.cards(ids)) do
+        book.touch(card)
+        card.result = nil
+    end
+end
+
+local function forget_minutes(age)
+    local before = '(' .. book.text(book.now - age)
+    for _, minute in ipairs(book.range('ZRANGEBYSCORE', book.key('minutes'), '-inf', before, 'LIMIT', 0, SMALL)) do
+        book.drop('stat:' .. minute)
+        book.zrem('minutes', minute)
+    end
+end
+
+local function forget_workers(age)
+    for _, worker in ipairs(book.range('ZRANGE', book.key('workers'), 0, SMALL - 1)) do
+        local told = book.range('HMGET', book.full('worker:' .. worker), 'gone', 'seen_at')
+        if told[1] and tonumber(told[2]) < book.now - age then
+            book.drop('worker:' .. worker)
+            book.zrem('workers', worker)
+        end
+    end
+end
+
+-- -- finished jobs -----------------------------------------------------------------------------------
+
+local function count(lines)
+    local total = 0
+    for _, line in ipairs(lines) do
+        for _, number in ipairs(book.range('HVALS', book.key('count:' .. line.state))) do
+            total = total + number
+        end
+    end
+    return total
+end
+
+-- Whether an unfinished child waits for it, or will want its result.
+local function is_wanted(card, walk)
+    if not card.has_children then
+        return false
+    end
+    local line, at = book.full('children:' .. card.id), 0
+    while true do
+        local spots, ids = book.range('ZRANGE', line, at, at + STEP - 1), {}
+        for index, spot in ipairs(spots) do
+            ids[index] = book.id_of(spot)
+        end
+        walk.looks = walk.looks - #ids
+        for _, child in ipairs(book.cards(ids)) do
+            if child and child.state <= RUNNING then
+                return true
+            end
+        end
+        if #spots < STEP then
+            return false
+        end
+        at = at + STEP
+    end
+end
+
+local bare  -- jobs to be deleted that have nothing but a record and a life, by their states
+
+book.at_start(function()
+    bare = {}
+end)
+
+-- Whether nothing but its line, its lane's counts and `all` know of a finished job.
+local function is_bare(card)
+    return card.kind == 0 and card.deadline == 0 and card.result_until == 0
+        and not (card.has_children or card.has_attempts or card.has_notes)
+end
+
+local function erase_bare(state, cards)
+    local ids, spots, ranks, arrivals, records, lives = {}, {}, {}, {}, {}, {}
+    for index = 1, #cards do
+        local card, at = cards[index], 2 * index
+        ids[index], spots[index] = card.id, card.spot
+        ranks[at - 1], ranks[at] = book.text(card.finished_at), card.spot
+        arrivals[at - 1], arrivals[at] = '0', card.spot
+        records[at - 1], records[at] = card.id, card.record
+        lives[at - 1], lives[at] = card.id, card.life
+        book.count_jobs(card.lane, state, -1)
+    end
+    local work, lines = book.new_work(), {all = arrivals, [book.STATES[state]] = ranks}
+    if book.ARRIVED[state] then
+        lines[book.ARRIVED[state]] = arrivals
+    end
+    for name, before in pairs(lines) do
+        work.remove[book.key(name)], work.restore[book.key(name)] = spots, before
+    end
+    for name, before in pairs({job = records, life = lives}) do
+        work.forget[book.key(name)], work.reset[book.key(name)] = ids, before
+    end
+    book.carry_out(work)
+end
+
+-- Before any page of a line is read, and at the end.
+local function erase_all_bare()
+    for state, cards in pairs(bare) do
+        bare[state] = nil
+        erase_bare(state, cards)
+    end
+end
+
+local function erase(card)
+    if is_bare(card) then
+        bare[card.state] = bare[card.state] or {}
+        table.insert(bare[card.state], card)
+        book.strike_out(card)
+    else
+        finish.erase(card)
+    end
+end
+
+-- The next card of a line, in the order in which they finished, nil at its end. `line.passed` are those that stay.
+local function head_of(line)
+    if not line.page or (not line.page[line.at] and #line.page == STEP) then
+        erase_all_bare()
+        local ids = {}
+        for index, spot in ipairs(book.range('ZRANGE', line.key, line.passed, line.passed + STEP - 1)) do
+            ids[index] = book.id_of(spot)
+        end
+        line.page, line.at = book.cards(ids), 1
+    end
+    return line.page[line.at]
+end
+
+-- The line whose next card finished first.
+local function first_of(lines)
+    local first
+    for _, line in ipairs(lines) do
+        local card, best = head_of(line), first and head_of(first)
+        if card and (not best or card.finished_at < best.finished_at
+            or (card.finished_at == best.finished_at and card.spot < best.spot)) then
+            first = line
+        end
+    end
+    return first
+end
+
+-- Delete the oldest finished jobs of some lines: those finished before a moment, and so many more as are too many.
+local function prune_lines(lines, before, excess, walk)
+    while walk.looks > 0 and walk.deleted < walk.limit do
+        local line = first_of(lines)
+        local card = line and head_of(line)
+        if not card or (card.finished_at >= before and excess <= 0) then
+            return
+        end
+        walk.looks = walk.looks - 1
+        line.at = line.at + 1
+        if (card.result_until > book.now and excess <= 0) or is_wanted(card, walk) then
+            line.passed = line.passed + 1
+        else
+            erase(card)
+            walk.deleted, excess = walk.deleted + 1, excess - 1
+        end
+    end
+end
+
+-- ARGV: MessagePack of the Retention; limit; where to go on, '' to begin. Answers an array: how many jobs were
+-- deleted, and where it ended ('': there is nothing more), from where it is to be called again until the limit is
+-- reached.
+book.verb('prune', function(args)
+    local retention, walk = cmsgpack.unpack(args[1]), {limit = tonumber(args[2]), deleted = 0, looks = LOOKS}
+    local passed = {string.match(args[3], '(%d+) (%d+) (%d+) (%d+)')}
+    local lines = {}
+    for index, state in ipairs({'succeeded', 'dead', 'cancelled', 'expired'}) do
+        lines[index] = {state = state, key = book.key(state), passed = tonumber(passed[index] or 0)}
+    end
+    forget_faded()
+    forget_results()
+    forget_minutes(retention.stats)
+    forget_workers(retention.workers)
+    for _, group in ipairs({{'succeeded', lines[1]}, {'dead', lines[2]}, {'other', lines[3], lines[4]}}) do
+        local kind = table.remove(group, 1)
+        local excess = count(group) - retention[kind .. '_count']
+        prune_lines(group, book.now - retention[kind], excess, walk)
+    end
+    erase_all_bare()
+    local on = ''
+    if walk.looks <= 0 then
+        on = string.format('%d %d %d %d', lines[1].passed, lines[2].passed, lines[3].passed, lines[4].passed)
+    end
+    return {walk.deleted, on}
+end, {drains = true})

@@ -1,0 +1,176 @@
+"""Connections: opening them, performing a transaction on one, and keeping them out of forked children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from ferryman.io.postgres.address import Address
+from ferryman.io.postgres.arrays import ListDumper
+from ferryman.io.postgres.failures import lost, unreachable
+from ferryman.io.postgres.performing import Attempt, Rows
+from ferryman.io.postgres.requests import filled
+
+__all__ = ["aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
+
+_PATIENCE_MS = 30
+"""For how long a transaction of several operations waits for a lock; each by itself waits as long as it takes."""
+
+AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+
+def connect(address: Address, conninfo: str | None = None) -> psycopg.Connection[Any]:
+    """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
+    try:
+        # Prepared statements belong to a session, which behind a pooler is another one each time.
+        connection = psycopg.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as error:
+        raise unreachable(address, error) from error
+    _set_up(connection)
+    return connection
+
+
+async def aconnect(address: Address) -> psycopg.AsyncConnection[Any]:
+    """`connect`, awaited."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            address.conninfo, autocommit=True, prepare_threshold=None
+        )
+    except psycopg.Error as error:
+        raise unreachable(address, error) from error
+    _set_up(connection)
+    return connection
+
+
+def _set_up(connection: AnyConnection) -> None:
+    connection.adapters.register_dumper(list, ListDumper)
+    _connections.add(connection)
+
+
+def is_alive(connection: AnyConnection) -> bool:
+    """Whether an idle connection still stands, as far as this side knows. Costs a µs: nothing is sent."""
+    if connection.closed:
+        return False
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    # What a server says unasked is its last word, or the end; seldom a changed setting, which is not worth the reading.
+    return not poll.poll(0)
+
+
+def drop(connection: AnyConnection | None) -> None:
+    """Close a connection at once, whatever it is doing. Needs no event loop."""
+    if connection is not None:
+        connection.pgconn.finish()
+
+
+# -- transactions ------------------------------------------------------------------------------------
+
+
+def transact(
+    connection: psycopg.Connection[Any], address: Address, attempt: Attempt, now: int | None
+) -> list[Rows]:
+    """Perform statements as one transaction, in one round trip.
+
+    A StoreError says that the connection was lost; any other exception is about the statements, and all is undone.
+    """
+    statements = attempt.statements
+    try:
+        if len(statements) == 1:
+            cursor = connection.cursor(binary=True)
+            cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate))
+            return [cursor.fetchall() if cursor.description else []]
+        cursors = [connection.cursor(binary=True) for _ in statements]
+        failure: Exception | None = None
+        with contextlib.suppress(psycopg.errors.PipelineAborted), connection.pipeline():
+            try:
+                for text in _beginning(attempt):
+                    connection.execute(text)
+                for each, cursor in zip(statements, cursors, strict=True):
+                    cursor.execute(each.text, filled(each, now, gate=attempt.gate))
+                connection.execute("COMMIT")
+            except psycopg.Error as error:
+                # A pipeline that ends with it would complain of what it finds after it.
+                failure = error
+        if failure is not None:
+            raise failure
+        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    except Exception as error:
+        with contextlib.suppress(psycopg.Error):
+            connection.rollback()
+        if not _is_at_rest(connection):
+            drop(connection)
+            raise lost(address, error) from error
+        raise
+
+
+async def atransact(
+    connection: psycopg.AsyncConnection[Any], address: Address, attempt: Attempt, now: int | None
+) -> list[Rows]:
+    """`transact`, awaited."""
+    statements = attempt.statements
+    try:
+        if len(statements) == 1:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate))
+            return [await cursor.fetchall() if cursor.description else []]
+        cursors = [connection.cursor(binary=True) for _ in statements]
+        failure: Exception | None = None
+        with contextlib.suppress(psycopg.errors.PipelineAborted):
+            async with connection.pipeline():
+                try:
+                    for text in _beginning(attempt):
+                        await connection.execute(text)
+                    for each, cursor in zip(statements, cursors, strict=True):
+                        await cursor.execute(each.text, filled(each, now, gate=attempt.gate))
+                    await connection.execute("COMMIT")
+                except psycopg.Error as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+    except Exception as error:
+        with contextlib.suppress(psycopg.Error):
+            await connection.rollback()
+        if not _is_at_rest(connection):
+            drop(connection)
+            raise lost(address, error) from error
+        raise
+
+
+def _is_at_rest(connection: AnyConnection) -> bool:
+    """Whether nothing is left of what was performed, such as a pipeline that has not come to its end."""
+    server = connection.pgconn
+    return (
+        server.transaction_status == TransactionStatus.IDLE and server.pipeline_status == PipelineStatus.OFF
+    )
+
+
+def _beginning(attempt: Attempt) -> Sequence[str]:
+    return ("BEGIN", f"SET LOCAL lock_timeout = {_PATIENCE_MS}") if attempt.in_company else ("BEGIN",)
+
+
+# -- forks ---------------------------------------------------------------------------------------------
+
+_connections: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+_inherited: list[AnyConnection] = []
+"""The parent's: kept for ever, since their end would be told to the server, or warned of."""
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        if not connection.closed:
+            _inherited.append(connection)
+            # Only this process's hold on it: to the server, the parent's session goes on.
+            with contextlib.suppress(OSError):
+                os.close(connection.fileno())
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,119 @@
+"""Connections lent to tasks that want a transaction on the store's own database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from ferryman.errors import ConfigError
+from ferryman.io.postgres.address import Address
+from ferryman.io.postgres.connections import drop, is_alive
+from ferryman.io.postgres.failures import unreachable
+
+__all__ = ["Lender"]
+
+_IDLE = 8
+"""Connections kept for the next borrower, at most: of a process, and of each event loop."""
+
+
+class Lender:
+    """Plain connections, as psycopg makes them. Thread-safe; a forked child opens its own."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._idle: dict[int, list[psycopg.Connection[Any]]] = {}
+        """By process: the parent's are not the child's to close."""
+        self._idle_of_loops: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, list[psycopg.AsyncConnection[Any]]
+        ] = weakref.WeakKeyDictionary()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """A connection in a transaction, which is committed at the end and rolled back after an exception."""
+        idle = self._idle.setdefault(os.getpid(), [])
+        connection = self._taken(idle) or self._connect()
+        try:
+            with connection.transaction(), _no_silent_end():
+                yield connection
+        finally:
+            _give_back(idle, connection)
+
+    @contextlib.asynccontextmanager
+    async def atransaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """`transaction`, for the running event loop."""
+        idle = self._idle_of_loops.setdefault(asyncio.get_running_loop(), [])
+        connection = self._taken(idle) or await self._aconnect()
+        try:
+            async with connection.transaction():
+                with _no_silent_end():
+                    yield connection
+        finally:
+            _give_back(idle, connection)
+
+    def close(self) -> None:
+        """Close what nobody has borrowed."""
+        idle: list[list[Any]] = [self._idle.get(os.getpid(), []), *self._idle_of_loops.values()]
+        for connections in idle:
+            while connections:
+                drop(connections.pop())
+
+    def _taken(self, idle: list[Any]) -> Any:
+        while idle:
+            try:
+                connection = idle.pop()
+            except IndexError:
+                break  # Another thread was quicker.
+            if is_alive(connection):
+                return connection
+            drop(connection)
+        return None
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        try:
+            return psycopg.connect(self._address.conninfo, autocommit=True, prepare_threshold=None)
+        except psycopg.Error as error:
+            raise unreachable(self._address, error) from error
+
+    async def _aconnect(self) -> psycopg.AsyncConnection[Any]:
+        try:
+            return await psycopg.AsyncConnection.connect(
+                self._address.conninfo, autocommit=True, prepare_threshold=None
+            )
+        except psycopg.Error as error:
+            raise unreachable(self._address, error) from error
+
+
+@contextlib.contextmanager
+def _no_silent_end() -> Iterator[None]:
+    """psycopg takes this exception in: nobody would see that nothing was committed."""
+    try:
+        yield
+    except psycopg.Rollback as error:
+        raise ConfigError(
+            "psycopg.Rollback is not for the connection of a Transaction; raise another exception, such as Fail, to undo "
+            "what the task wrote"
+        ) from error
+
+
+def _give_back(idle: list[Any], connection: Any) -> None:
+    is_idle = connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    if is_idle and _is_unchanged(connection) and len(idle) < _IDLE:
+        idle.append(connection)
+    else:
+        drop(connection)
+
+
+def _is_unchanged(connection: Any) -> bool:
+    """Whether the next borrower gets from it what psycopg's documentation says, such as rows that are tuples."""
+    return (
+        connection.autocommit
+        and connection.row_factory is tuple_row
+        and connection.cursor_factory in (psycopg.Cursor, psycopg.AsyncCursor)
+    )

@@ -1,0 +1,196 @@
+-- Admit: what a staged job finds when it arrives: its parents, its key, its place in a fair lane, a full queue.
+
+-- What follows an insert of staged jobs. `p_queues`: all queues that the batch went to.
+CREATE OR REPLACE FUNCTION admit_new(p_seqs bigint[], p_queues text[], p_defer boolean, p_now bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_defer THEN
+        PERFORM keep_bounds(p_queues, p_seqs, false, p_now);
+    ELSE
+        PERFORM gate();
+        PERFORM admit(p_seqs, p_now);
+        PERFORM keep_bounds(p_queues, p_seqs, true, p_now);
+    END IF;
+END $$;
+
+-- Staged jobs that transactions of others left, the oldest first. The gate is held.
+CREATE OR REPLACE FUNCTION admit_left(p_limit integer, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    seqs bigint[];
+    queues text[];
+BEGIN
+    SELECT array_agg(seq), array_agg(DISTINCT queue) INTO seqs, queues FROM (
+        SELECT seq, queue FROM job WHERE state = 0 AND flags & 512 <> 0 ORDER BY seq LIMIT p_limit
+    ) x;
+    IF seqs IS NOT NULL THEN
+        PERFORM admit(seqs, p_now);
+        PERFORM keep_bounds(queues, '{}', true, p_now);
+    END IF;
+END $$;
+
+-- The gate is held.
+CREATE OR REPLACE FUNCTION admit(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    j record;
+    missing_ integer;
+    failed uuid;
+BEGIN
+    IF admit_tagged(p_seqs, p_now) THEN
+        RETURN;
+    END IF;
+    -- A parent that is about to be settled without the gate is waited for; once it is marked, its end needs the gate.
+    UPDATE job SET flags = flags | 1 WHERE flags & 1 = 0 AND seq = ANY (ARRAY(
+        SELECT f.seq FROM job f
+        WHERE f.flags & 1 = 0 AND f.id IN (SELECT p.parent FROM parent p WHERE p.child = ANY (p_seqs))
+        ORDER BY f.seq FOR UPDATE
+    ));
+    FOR j IN
+        SELECT s.seq, s.queue, s.priority, s.flags, s.key, s.room, s.run_at
+        FROM unnest(p_seqs) x(seq) JOIN job s ON s.seq = x.seq
+        -- `state + 0` keeps the planner from going through all that are staged, for each of them.
+        WHERE s.state + 0 = 0 AND s.flags & 512 <> 0 ORDER BY s.seq
+    LOOP
+        -- A parent that is there no more has been deleted, and did not succeed as far as anybody knows.
+        UPDATE parent p SET done = true WHERE p.child = j.seq AND (
+            EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent AND (f.state = 5 OR (f.state > 5 AND j.flags & 2 <> 0)))
+            OR (j.flags & 2 <> 0 AND NOT EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent))
+        );
+        SELECT
+            count(*) FILTER (WHERE f.state < 5 OR j.flags & 4 <> 0),
+            (array_agg(p.parent ORDER BY p.place) FILTER (WHERE (f.state IS NULL OR f.state > 5) AND j.flags & 4 = 0))[1]
+        INTO missing_, failed
+        FROM parent p LEFT JOIN job f ON f.id = p.parent WHERE p.child = j.seq AND NOT p.done;
+        IF j.key IS NOT NULL THEN
+            PERFORM join_key(j.key, CASE WHEN j.flags & 8 <> 0 THEN 1 ELSE j.room END, p_now);
+        END IF;
+        IF failed IS NOT NULL THEN
+            UPDATE job SET flags = flags & ~512, missing = missing_ WHERE seq = j.seq;
+            PERFORM cancel_pending(
+                j.seq, 'parent ' || encode(uuid_send(failed), 'hex') || ' did not succeed', p_now
+            );
+            PERFORM let_go(ARRAY[j.seq], p_now);
+        ELSIF missing_ > 0 THEN
+            UPDATE job SET flags = flags & ~512, missing = missing_ WHERE seq = j.seq;
+        ELSIF j.run_at > p_now THEN
+            UPDATE job SET state = 1, flags = flags & ~512 WHERE seq = j.seq;
+            PERFORM count_move(j.queue, j.priority, 0::smallint, 1::smallint);
+        ELSE
+            PERFORM enter(j.seq, j.run_at, p_now);
+        END IF;
+    END LOOP;
+END $$;
+
+-- All at once, if there is nothing to these jobs but their place in a lane: else it answers false. Tags are summed up one
+-- after the other, as `next_tag` would, to the last bit.
+CREATE OR REPLACE FUNCTION admit_tagged(p_seqs bigint[], p_now bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq
+        WHERE j.key IS NOT NULL OR j.run_at > p_now OR EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq)
+    ) THEN
+        RETURN false;
+    END IF;
+    WITH arrived AS (
+        SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, coalesce(q.fair, false) AS fair, q.weights,
+            row_number() OVER (PARTITION BY j.queue, j.priority, coalesce(j.tenant, '') ORDER BY j.seq) AS number
+        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
+        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
+    ), costed AS (
+        SELECT a.*, 1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
+            CASE WHEN a.number = 1 THEN greatest(coalesce(c.clock, 0), coalesce(t.tag, 0)) ELSE 0 END AS base
+        FROM arrived a
+        LEFT JOIN lane_clock c ON c.queue = a.queue AND c.priority = a.priority
+        LEFT JOIN tenant t ON t.queue = a.queue AND t.priority = a.priority AND t.tenant = a.tenant
+    ), tagged AS MATERIALIZED (
+        SELECT seq, queue, priority, tenant, fair, CASE WHEN fair THEN sum(base + cost) OVER (
+            PARTITION BY queue, priority, tenant ORDER BY seq ROWS UNBOUNDED PRECEDING
+        ) ELSE 0 END AS tag FROM costed
+    ), entered AS (
+        UPDATE job j SET state = 2, flags = j.flags & ~512, tag = g.tag FROM tagged g WHERE j.seq = g.seq
+        RETURNING j.queue, j.priority
+    ), clocks AS (
+        INSERT INTO lane_clock (queue, priority, clock)
+        SELECT DISTINCT queue, priority, 0 FROM tagged WHERE fair ON CONFLICT DO NOTHING
+    ), tenants AS (
+        INSERT INTO tenant (queue, priority, tenant, tag)
+        SELECT queue, priority, tenant, max(tag) FROM tagged WHERE fair GROUP BY queue, priority, tenant
+        ON CONFLICT (queue, priority, tenant) DO UPDATE SET tag = excluded.tag
+    )
+    INSERT INTO lane_news (queue, priority, state, n)
+    SELECT e.queue, e.priority, s.state, s.sign * e.n
+    FROM (SELECT queue, priority, count(*) AS n FROM entered GROUP BY queue, priority) e
+    CROSS JOIN (VALUES (0::smallint, -1), (2::smallint, 1)) s(state, sign);
+    PERFORM forget_heads();
+    RETURN true;
+END $$;
+
+-- Now that a batch is in, refuse it if a queue is too full, or drop older jobs (`p_may_drop`), as the queue's rule
+-- says. Looking afterwards counts exactly those that take a place: no duplicates, none that were born cancelled.
+-- `p_seqs`: the jobs of the batch; none if it was committed long ago, and cannot be refused.
+CREATE OR REPLACE FUNCTION keep_bounds(p_queues text[], p_seqs bigint[], p_may_drop boolean, p_now bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    q record;
+    excess bigint;
+    old bigint[];
+    one bigint;
+BEGIN
+    FOR q IN
+        SELECT name, max_size, overflow = 'drop_oldest' AS drops FROM queue
+        WHERE name = ANY (p_queues) AND max_size IS NOT NULL ORDER BY name
+    LOOP
+        excess := count_pending(q.name) - q.max_size;
+        CONTINUE WHEN excess <= 0;
+        old := '{}';
+        IF q.drops AND p_may_drop THEN
+            old := oldest_pending(q.name, p_seqs, excess);
+        END IF;
+        CONTINUE WHEN p_seqs = '{}' AND old = '{}';
+        IF cardinality(old) < excess AND p_seqs <> '{}' AND (p_may_drop OR NOT q.drops) THEN
+            RAISE EXCEPTION 'queue % is full', q.name USING
+                ERRCODE = 'FY011', DETAIL = json_build_array(q.name, q.max_size)::text;
+        END IF;
+        FOREACH one IN ARRAY old LOOP
+            -- One that was dropped may have taken its children along.
+            IF cancel_pending(one, 'dropped: queue ' || q.name || ' was full', p_now) THEN
+                PERFORM let_go(ARRAY[one], p_now);
+                EXIT WHEN count_pending(q.name) <= q.max_size;
+            END IF;
+        END LOOP;
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION count_pending(p_queue text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN
+        coalesce((SELECT sum(counts[1] + counts[2] + counts[3] + counts[4]) FROM lane_base WHERE queue = p_queue), 0)
+        + coalesce((SELECT sum(n) FROM lane_news WHERE queue = p_queue AND state < 4), 0);
+END $$;
+
+-- The oldest pending jobs of a queue but those given, in their order. Ready ones by their lanes, which are in the order of
+-- arrival unless they are fair. The indexes of other states hold the jobs of all queues: those of which this one has none
+-- are not looked at. `seq + 0`: else the planner would go through all that there is in the order of arrival, history
+-- included.
+CREATE OR REPLACE FUNCTION oldest_pending(p_queue text, p_but bigint[], p_count bigint) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    has_ bigint[];      -- by state, from 1
+    of_each bigint := CASE WHEN is_fair(p_queue) THEN NULL ELSE p_count END;
+BEGIN
+    SELECT ARRAY[sum(counts[1]), sum(counts[2]), sum(counts[4])] INTO has_ FROM lane WHERE queue = p_queue;
+    RETURN ARRAY(
+        SELECT seq FROM (
+            SELECT h.seq FROM lane l CROSS JOIN LATERAL (
+                SELECT j.seq FROM job j
+                WHERE j.state = 2 AND j.queue = l.queue AND j.priority = l.priority AND j.seq <> ALL (p_but)
+                ORDER BY j.tag, j.seq LIMIT of_each
+            ) h WHERE l.queue = p_queue
+            UNION ALL
+            SELECT seq FROM job WHERE state = 0 AND queue = p_queue AND seq <> ALL (p_but) AND has_[1] > 0
+            UNION ALL
+            SELECT seq FROM job WHERE state = 1 AND queue = p_queue AND seq <> ALL (p_but) AND has_[2] > 0
+            UNION ALL
+            SELECT seq FROM job WHERE state = 3 AND queue = p_queue AND seq <> ALL (p_but) AND has_[3] > 0
+        ) x ORDER BY seq + 0 LIMIT p_count
+    );
+END $$;

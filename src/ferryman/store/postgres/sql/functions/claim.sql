@@ -1,0 +1,270 @@
+-- Claim: promote what is due, expire what is late, lease what the plan asks for. And peek: is it worth it?
+
+-- Answers three kinds of rows. A leased job has an id, and its columns say what they mean. A lane that still has ready
+-- jobs: id NULL, queue, priority in `lease`, depth in `enqueued_at`, oldest in `ready_at`. Last: id and queue NULL, the
+-- time in `enqueued_at` and the next due time in `ready_at`.
+CREATE OR REPLACE FUNCTION claim(
+    p_worker text, p_queues text[], p_priorities smallint[], p_counts integer[], p_limit integer, p_gate boolean,
+    p_now bigint
+) RETURNS TABLE (
+    id text, task text, queue text, lease integer, attempt integer, max_attempts integer, deaths integer,
+    enqueued_at bigint, ready_at bigint, args bytea, options bytea, key text
+)
+LANGUAGE plpgsql
+SET search_path = @schema@, pg_temp SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    now_ bigint := now_or(p_now);
+    w record;
+    t record;
+    head record;
+    room_ integer := p_limit;
+    synced boolean := false;
+    lanes_left integer;
+    wanted integer;
+    start bigint;       -- seq
+    taken_queues text[] := '{}';
+    taken_priorities smallint[] := '{}';
+    taken_tags double precision[] := '{}';
+    taken_seqs bigint[] := '{}';
+BEGIN
+    IF p_gate THEN
+        PERFORM gate();
+    END IF;
+    -- Held until the commit, so that whoever takes this worker for dead sees all that it has leased.
+    PERFORM pg_advisory_xact_lock_shared(worker_lock(p_worker));
+    PERFORM locking();
+    SELECT * INTO w FROM find_worker(p_worker);
+    PERFORM move_on(now_);
+    FOR t IN
+        SELECT x.queue, x.priority, x.count FROM unnest(p_queues, p_priorities, p_counts) WITH ORDINALITY
+            x(queue, priority, count, place)
+        WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = x.queue AND q.paused) ORDER BY x.place
+    LOOP
+        EXIT WHEN room_ <= 0;
+        wanted := least(t.count, room_);
+        SELECT seq INTO start FROM lane_head h WHERE h.queue = t.queue AND h.priority = t.priority AND h.until > now_;
+        start := coalesce(start, 0);
+        LOOP
+            -- Those that others are leasing just now are skipped.
+            SELECT
+                array_agg(h.ctid) FILTER (WHERE h.in_time) AS places, count(*)::integer AS seen,
+                (count(*) FILTER (WHERE h.in_time))::integer AS n,
+                bool_or(h.in_time AND (h.attempt + 1 >= h.max_attempts OR h.key IS NOT NULL)) AS must_hold,
+                array_agg(h.id) FILTER (WHERE h.in_time AND h.flags & 64 <> 0) AS unique_until_started,
+                min(h.seq) AS first_seq, max(h.tag) AS tag, max(h.seq) FILTER (WHERE h.tag = h.last_tag) AS last_seq
+            INTO head FROM (
+                SELECT r.*, max(r.tag) OVER () AS last_tag, r.deadline IS NULL OR r.deadline > now_ AS in_time FROM (
+                    SELECT j.ctid, j.id, j.seq, j.attempt, j.max_attempts, j.flags, j.key, j.tag, j.deadline FROM job j
+                    WHERE j.state = 2 AND j.queue = t.queue AND j.priority = t.priority AND (j.tag, j.seq) >= (0, start)
+                    ORDER BY j.tag, j.seq LIMIT wanted FOR UPDATE SKIP LOCKED
+                ) r
+            ) h;
+            EXIT WHEN start = 0 OR head.seen = wanted;
+            -- There may be some before it, that came late.
+            start := 0;
+        END LOOP;
+        IF start = 0 AND head.tag = 0 AND head.seen >= 100 THEN
+            PERFORM remember_head(t.queue, t.priority, head.first_seq, now_);
+        END IF;
+        CONTINUE WHEN head.n = 0;
+        room_ := room_ - head.n;
+        taken_queues := taken_queues || t.queue;
+        taken_priorities := taken_priorities || t.priority;
+        taken_tags := taken_tags || head.tag;
+        taken_seqs := taken_seqs || head.last_seq;
+        synced := synced OR head.must_hold;
+        RETURN QUERY WITH leased AS (
+            UPDATE job j SET
+                state = 4, lease = j.lease + 1, attempt = j.attempt + 1, worker = w.id, started_at = now_,
+                flags = j.flags & ~128, reason = NULL
+            WHERE j.ctid = ANY (head.places)
+            RETURNING
+                j.id, j.task, j.lease, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at, j.args, j.options,
+                j.key, j.tag, j.seq
+        )
+        SELECT
+            encode(uuid_send(l.id), 'hex'), l.task, t.queue, l.lease, l.attempt, l.max_attempts, l.deaths::integer,
+            l.enqueued_at, l.run_at, l.args, l.options, l.key
+        FROM leased l ORDER BY l.tag, l.seq;
+        PERFORM count_move(t.queue, t.priority, 2::smallint, 4::smallint, head.n);
+        IF head.unique_until_started IS NOT NULL THEN
+            DELETE FROM unique_key u WHERE u.id = ANY (head.unique_until_started) AND u.until IS NULL;
+        END IF;
+        IF head.tag > 0 THEN
+            -- Skipped if somebody else is moving it on: it only ever grows, and they are as far as we are.
+            UPDATE lane_clock c SET clock = head.tag WHERE c.ctid = ANY (ARRAY(
+                SELECT l.ctid FROM lane_clock l WHERE l.queue = t.queue AND l.priority = t.priority AND l.clock < head.tag
+                FOR UPDATE SKIP LOCKED
+            ));
+        END IF;
+    END LOOP;
+    IF synced THEN
+        -- Not even a crash of the server shall let a last attempt be made once more, or a key have more jobs than room.
+        PERFORM durable();
+    ELSE
+        PERFORM ease();
+    END IF;
+    RETURN QUERY
+    SELECT
+        NULL::text, NULL::text, l.queue, l.priority::integer, NULL::integer, NULL::integer, NULL::integer, l.depth,
+        -- Begins behind those that were just taken.
+        (SELECT j.run_at FROM job j WHERE j.state = 2 AND j.queue = l.queue AND j.priority = l.priority
+                AND (j.tag, j.seq) >= (coalesce(k.tag, 0), coalesce(k.seq, 0))
+            ORDER BY j.tag, j.seq LIMIT 1),
+        NULL::bytea, NULL::bytea, NULL::text
+    FROM ready_lanes(w.queues) l LEFT JOIN LATERAL (
+        SELECT x.tag, x.seq
+        FROM unnest(taken_queues, taken_priorities, taken_tags, taken_seqs) x(queue, priority, tag, seq)
+        WHERE x.queue = l.queue AND x.priority = l.priority ORDER BY x.tag DESC, x.seq DESC LIMIT 1
+    ) k ON true;
+    GET DIAGNOSTICS lanes_left = ROW_COUNT;
+    IF w.listens <> (lanes_left = 0) THEN
+        -- A worker that has a backlog comes again by itself.
+        UPDATE worker x SET listens = lanes_left = 0 WHERE x.id = w.id;
+    END IF;
+    -- Now and then, so that there is never much to add up.
+    IF room_ < p_limit AND random() < 0.1 AND may_fold() THEN
+        PERFORM fold_lanes();
+    END IF;
+    RETURN QUERY
+    SELECT
+        NULL::text, NULL::text, NULL::text, NULL::integer, NULL::integer, NULL::integer, NULL::integer, now_,
+        (SELECT min(j.run_at) FROM job j WHERE j.state = 1), NULL::bytea, NULL::bytea, NULL::text;
+END $$;
+
+-- For half a second, in which what comes in ahead of it without `forget_head`, such as an enqueue that takes its time to
+-- commit, may have to wait.
+CREATE OR REPLACE FUNCTION remember_head(p_queue text, p_priority smallint, p_seq bigint, p_now bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE lane_head SET seq = p_seq, until = p_now + 500 WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM lane_head WHERE queue = p_queue AND priority = p_priority FOR UPDATE SKIP LOCKED
+    ));
+    -- By one at a time: of two, each might wait for a lane that the other has just put in.
+    IF NOT found AND pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.head', 0)) THEN
+        INSERT INTO lane_head (queue, priority, seq, until) VALUES (p_queue, p_priority, p_seq, p_now + 500)
+        ON CONFLICT DO NOTHING;
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION peek(p_worker text, p_now bigint)
+RETURNS TABLE (work boolean, next_due bigint, orders boolean, moment bigint)
+LANGUAGE plpgsql
+SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    now_ bigint := now_or(p_now);
+    w record;
+    due bigint;
+BEGIN
+    SELECT * INTO w FROM find_worker(p_worker);
+    SELECT min(run_at) INTO due FROM job WHERE state = 1;
+    RETURN QUERY SELECT
+        coalesce(due <= now_, false)
+        OR EXISTS (SELECT 1 FROM job WHERE state = 0 AND flags & 512 <> 0)
+        OR EXISTS (SELECT 1 FROM job WHERE deadline IS NOT NULL AND deadline <= now_ AND state < 4)
+        OR EXISTS (SELECT 1 FROM ready_lanes(w.queues)),
+        due, EXISTS (SELECT 1 FROM worker_order WHERE worker = w.id), now_;
+END $$;
+
+-- Lanes of these queues (NULL: of all) that have ready jobs, paused ones left out.
+CREATE OR REPLACE FUNCTION ready_lanes(p_queues text[]) RETURNS TABLE (queue text, priority smallint, depth bigint)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT l.queue, l.priority, l.depth FROM (
+        SELECT x.queue, x.priority, sum(x.n)::bigint AS depth FROM (
+            SELECT b.queue, b.priority, b.counts[3] AS n FROM lane_base b
+            UNION ALL
+            SELECT f.queue, f.priority, sum(f.n) FROM lane_news f WHERE f.state = 2 GROUP BY f.queue, f.priority
+        ) x
+        WHERE p_queues IS NULL OR x.queue = ANY (p_queues)
+        GROUP BY x.queue, x.priority HAVING sum(x.n) > 0
+        OFFSET 0    -- Paused ones are looked for among lanes, not among news, which are more.
+    ) l WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = l.queue AND q.paused);
+END $$;
+
+CREATE OR REPLACE FUNCTION find_worker(p_worker text, OUT id integer, OUT queues text[], OUT listens boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT x.id, x.queues, x.listens INTO id, queues, listens FROM worker x WHERE x.name = p_worker AND x.gone IS NULL;
+    IF NOT found THEN
+        RAISE EXCEPTION USING ERRCODE = 'FY012', MESSAGE = 'worker ' || p_worker
+            || ' is not on the register: it never registered, has left, or was taken for dead after its lease had ended;'
+            || ' its jobs are run by others';
+    END IF;
+END $$;
+
+-- Claims share it; who takes a worker off the register has it alone.
+CREATE OR REPLACE FUNCTION worker_lock(p_worker text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN hashtextextended(current_schema() || '.worker.' || p_worker, 0);
+END $$;
+
+-- -- what time brings ----------------------------------------------------------------------------
+
+-- Due plain jobs are promoted by whoever comes. The rest needs the gate: if somebody else has it, they are at it.
+-- A thousand of each at most, so that no transaction takes long.
+CREATE OR REPLACE FUNCTION move_on(p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    at_once constant integer := 1000;
+    is_due boolean := EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now);
+    j record;
+    late bigint[];
+BEGIN
+    IF NOT is_due
+        AND NOT EXISTS (SELECT 1 FROM job WHERE state = 0 AND flags & 512 <> 0)
+        AND NOT EXISTS (SELECT 1 FROM job WHERE deadline IS NOT NULL AND deadline <= p_now AND state < 4)
+    THEN
+        RETURN;
+    END IF;
+    IF is_due THEN
+        WITH due AS (
+            UPDATE job SET state = 2, tag = 0 WHERE ctid = ANY (ARRAY(
+                SELECT d.ctid FROM job d
+                WHERE d.state = 1 AND d.run_at <= p_now AND d.key IS NULL
+                    AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = d.queue AND q.fair)
+                ORDER BY d.run_at, d.seq LIMIT at_once FOR UPDATE OF d SKIP LOCKED
+            )) RETURNING queue, priority
+        )
+        INSERT INTO lane_news (queue, priority, state, n)
+        SELECT d.queue, d.priority, s.state, s.sign * count(*) FROM due d
+        CROSS JOIN (VALUES (1::smallint, -1), (2::smallint, 1)) s(state, sign)
+        GROUP BY d.queue, d.priority, s.state, s.sign;
+        PERFORM forget_heads();
+    END IF;
+    IF NOT try_gate() THEN
+        RETURN;
+    END IF;
+    PERFORM admit_left(at_once, p_now);
+    FOR j IN
+        SELECT d.seq, d.run_at FROM job d
+        WHERE d.state = 1 AND d.run_at <= p_now
+            AND (d.key IS NOT NULL OR EXISTS (SELECT 1 FROM queue q WHERE q.name = d.queue AND q.fair))
+        ORDER BY d.run_at, d.seq LIMIT at_once FOR UPDATE OF d SKIP LOCKED
+    LOOP
+        PERFORM enter(j.seq, j.run_at, p_now);
+    END LOOP;
+    late := ARRAY(
+        SELECT d.seq FROM job d WHERE d.deadline IS NOT NULL AND d.deadline <= p_now AND d.state < 4
+        ORDER BY d.deadline LIMIT at_once FOR UPDATE SKIP LOCKED
+    );
+    IF late <> '{}' THEN
+        WITH old AS MATERIALIZED (
+            SELECT seq, state FROM job WHERE seq = ANY (late)
+        ), expired AS (
+            UPDATE job l SET state = 8, finished_at = p_now FROM old WHERE l.seq = old.seq
+            RETURNING l.queue, l.priority, old.state
+        )
+        INSERT INTO lane_news (queue, priority, state, n)
+        SELECT x.queue, x.priority, s.state, sum(s.sign) FROM expired x
+        CROSS JOIN LATERAL (VALUES (x.state, -1), (8::smallint, 1)) s(state, sign) GROUP BY x.queue, x.priority, s.state;
+        PERFORM let_go(late, p_now);
+    END IF;
+END $$;

@@ -1,0 +1,149 @@
+"""Whatever two transactions do at the same time on PostgreSQL, nothing is lost, stuck or counted wrong, and nobody waits in a
+circle: each verb is begun while each other one is under way, in both orders, and the first one commits or not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ferryman.errors import StoreUnavailable
+from ferryman.job import State, UniqueKey
+from ferryman.store.open import open_store
+from ferryman.store.port import Enqueued, Retention
+from tests.services import places
+from tests.unit.postgres_scene import VERBS, Scene, Session, check
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder: Path = tmp_path_factory.mktemp("interleavings")
+    scene = Scene(places.postgres(folder))
+    yield scene
+    scene.close()
+    places.leave_postgres(folder)
+
+
+@pytest.fixture
+def sessions(scene: Scene) -> Iterator[tuple[Session, Session]]:
+    scene.tidy()
+    first, second = Session(scene), Session(scene)
+    yield first, second
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("how", ["COMMIT", "ROLLBACK"])
+@pytest.mark.parametrize("first", VERBS, ids=lambda name: name.replace(" ", "-"))
+def test_two_transactions_at_once_leave_nothing_broken(
+    scene: Scene, sessions: tuple[Session, Session], first: str, how: str
+) -> None:
+    one, other = sessions
+    broken: dict[str, object] = {}
+    for second in _seconds(first, how):
+        scene.again()
+        scene.clock.advance(1)
+
+        one.begin(VERBS[first](scene))
+        other.start(VERBS[second](scene))
+        other.come_to_rest()
+        one.end(how)
+        try:
+            other.finish()
+            check(scene)
+            scene.drain()
+            check(scene)
+        except Exception as error:
+            broken[second] = error
+
+    assert broken == {}
+    assert one.trouble + other.trouble == []
+
+
+def _seconds(first: str, how: str) -> list[str]:
+    """Half of the verbs, those that a chessboard has on white; all of them for HYPOTHESIS_PROFILE=wander."""
+    if os.environ.get("HYPOTHESIS_PROFILE") == "wander":
+        return list(VERBS)
+    row = list(VERBS).index(first)
+    return list(VERBS)[row % 2 :: 2] if how == "COMMIT" else list(VERBS)[row % 8 :: 8]
+
+
+def test_a_turn_of_a_worker_stands_whatever_comes_between_its_parts(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    one, other = sessions
+    broken: dict[str, object] = {}
+    for second in VERBS:
+        for before in (1, 2):
+            scene.again()
+            scene.clock.advance(1)
+            parts = VERBS["turn"](scene)
+
+            one.begin(parts[:before])
+            other.start(VERBS[second](scene))
+            other.come_to_rest()
+            one.go_on(parts[before:])
+            one.end()
+            try:
+                other.finish()
+                check(scene)
+                scene.drain()
+                check(scene)
+            except Exception as error:
+                broken[f"{second} after {before}"] = error
+
+    assert broken == {}
+    assert one.trouble + other.trouble == []
+
+
+def test_a_child_whose_parent_is_pruned_before_its_commit_runs_all_the_same(scene: Scene) -> None:
+    scene.again()
+    guest = scene.store.using(scene.admin)
+    child = scene.put(after=(scene.ids["over 0"],))
+
+    with scene.admin.transaction():
+        guest.runner.run(guest.enqueue([child]))
+        assert scene.run(scene.store.prune(Retention(succeeded=0), 1)) == 1
+    scene.drain()
+
+    (found,) = scene.run(scene.store.get([child.id]))
+    assert found.state is State.SUCCEEDED
+
+
+def test_an_enqueue_that_waits_for_a_unique_key_of_a_long_transaction_gives_up(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    one, _ = sessions
+    one.begin(VERBS["deferred unique"](scene))
+    # Sooner than it would by itself.
+    impatient = open_store(f"{scene.url}&options=-c%20lock_timeout%3D50", scene.clock)
+
+    with pytest.raises(StoreUnavailable, match="locked by another session"):
+        impatient.runner().run(impatient.enqueue([scene.put(unique=UniqueKey("new"))]))
+
+    one.end()
+    impatient.close()
+
+
+def test_jobs_of_many_coroutines_that_are_alike_go_out_as_one(scene: Scene) -> None:
+    scene.again()
+    known = scene.put()
+    jobs = [scene.put() for _ in range(200)]
+
+    async def enqueue() -> list[list[Enqueued]]:
+        runner = scene.store.async_runner()
+        await runner.run(scene.store.enqueue([known]))
+        scene.admin.execute("DELETE FROM stat_news")
+        answers = await asyncio.gather(*(runner.run(scene.store.enqueue([job])) for job in [*jobs, known]))
+        await runner.close()
+        return answers
+
+    answers = asyncio.run(enqueue())
+
+    assert answers == [*([Enqueued(job.id)] for job in jobs), [Enqueued(known.id, duplicate=True)]]
+    # One line of statistics for each statement.
+    assert scene.admin.execute("SELECT n FROM stat_news").fetchall() == [(200,)]

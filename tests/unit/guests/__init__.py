@@ -1,0 +1,1 @@
+"""Jobs that are stored inside a user's own transaction, with each library that users hold their connections in."""

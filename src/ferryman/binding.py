@@ -33,6 +33,7 @@ class Binding:
         "_plain",
         "_signature",
         "context_parameter",
+        "context_type",
     )
 
     def __init__(self, function: Callable[..., Any], codec: Codec, context_type: type, label: str) -> None:
@@ -40,9 +41,14 @@ class Binding:
         self._label = label
         hints = _type_hints(function)
         signature = inspect.signature(function)
-        self.context_parameter = next(
-            (name for name in signature.parameters if hints.get(name) is context_type), None
-        )
+        self.context_parameter: str | None = None
+        self.context_type: type | None = None
+        """Of the parameter, which may be a kind of `context_type`."""
+        for name in signature.parameters:
+            hint = hints.get(name)
+            if isinstance(hint, type) and issubclass(hint, context_type):
+                self.context_parameter, self.context_type = name, hint
+                break
         parameters = [p for p in signature.parameters.values() if p.name != self.context_parameter]
         self._signature = signature.replace(parameters=parameters)
         self._plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)

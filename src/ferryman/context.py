@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
-from ferryman.errors import JobDied
-from ferryman.io.operation import Procedure
-from ferryman.job import Claim, JobId, State
+import msgspec
+
+from ferryman.errors import ConfigError, JobDied, LeaseLost, PayloadError
+from ferryman.io.operation import Inside, Procedure, inside
+from ferryman.job import Claim, JobId, Outcome, OutcomeKind, Signal, State
+from ferryman.payload import is_reference
 from ferryman.store.port import JobNote, ParentResult
 
 if TYPE_CHECKING:
     from ferryman.app import App
 
-__all__ = ["Cancelled", "Context", "NoteSink", "SoftTimeout", "Stopped"]
+__all__ = ["Cancelled", "Context", "NoteSink", "SoftTimeout", "Stopped", "Transaction"]
 
 T = TypeVar("T")
 
@@ -55,13 +59,25 @@ class Context:
     Thread-safe.
     """
 
-    __slots__ = ("_app", "_cancelled", "_claim", "_sink")
+    __slots__ = ("_app", "_began", "_cancelled", "_claim", "_judge", "_sink", "completed")
 
-    def __init__(self, claim: Claim, app: App, sink: NoteSink, cancelled: threading.Event) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        app: App,
+        sink: NoteSink,
+        cancelled: threading.Event,
+        judge: Callable[[Any, int], Outcome],
+    ) -> None:
+        """`judge` makes an outcome of a value and the µs that it took."""
         self._claim = claim
         self._app = app
         self._sink = sink
         self._cancelled = cancelled
+        self._judge = judge
+        self._began = time.monotonic_ns()
+        self.completed = False
+        """Whether `complete` has been called."""
 
     @property
     def job(self) -> Claim:
@@ -113,13 +129,113 @@ class Context:
         """How each job that this one waited for ended, in the order of ``after``."""
         return self._app.perform(self._parents())
 
+    # -- effects exactly once ----------------------------------------------------------------------
+
+    def complete(self, result: Any = None, *, using: object) -> None:
+        """End the job, as succeeded, inside a transaction of yours: its commit makes your writes and the job's end
+        true together, and a rollback neither.
+
+        `using` is a connection or session to the store's own database, as for `Task.options`. Call it last, just
+        before the commit: until then the job is locked, and PostgreSQL ends a session that lets 10 s pass. If the transaction is not committed after all, the attempt counts as failed. What the task
+        returns afterwards is not looked at.
+
+        Raises LeaseLost if the job is not this attempt's any more: let it pass, so that the transaction is rolled
+        back. Raises Unsupported if the store is no database that your transaction could include.
+        """
+        self._app.perform(self._complete(result, using))
+
+    async def acomplete(self, result: Any = None, *, using: object) -> None:
+        """`complete`, awaited."""
+        await self._app.aperform(self._complete(result, using))
+
+    def _complete(self, result: Any, using: object) -> Procedure[None]:
+        store, id_ = self._app.store, self._claim.id
+        guest = store.using(using)
+        outcome = self._judge(result, (time.monotonic_ns() - self._began) // 1000)
+        if outcome.kind is not OutcomeKind.SUCCEEDED:
+            raise PayloadError(
+                f"the job cannot be completed with {result!r}: {outcome.error and outcome.error.message}"
+            )
+        if outcome.result is not None:
+            name = f"result-{outcome.lease}"
+            stow = self._app.payloads.stow(id_, name, outcome.result, tentative=guest.exclusive)
+            payload = yield from inside(guest.runner, stow) if guest.exclusive else stow
+            outcome = msgspec.structs.replace(outcome, result=payload)
+        self.completed = True
+        # No lease is numbered like another one of the same job, so whoever holds this number is who runs it.
+        (job,) = yield Inside(guest.runner, store.get([id_]))
+        accepted = job is not None and job.worker is not None and (
+            yield Inside(guest.runner, store.settle(job.worker, [outcome]))
+        )  # fmt: skip
+        if not accepted or not accepted[0]:
+            raise LeaseLost(
+                f"job {id_} is not run by this attempt any more: its worker was taken for dead, or it was cancelled"
+            )
+
     def _parents(self) -> Procedure[list[ParentResult]]:
         found: list[ParentResult] = []
         while True:
-            page = yield self._app.store.parent_results(self._claim.id, len(found), _PAGE)
-            found += page
+            page: list[ParentResult] = yield self._app.store.parent_results(self._claim.id, len(found), _PAGE)
+            for parent in page:
+                if parent.result is not None and is_reference(parent.result):
+                    result = yield from self._app.payloads.fetch(parent.result)
+                    parent = msgspec.structs.replace(parent, result=result)
+                found.append(parent)
             if len(page) < _PAGE:
                 return found
+
+
+class Transaction(Context):
+    """Handed to a task whose first parameter is annotated with it: a context with a transaction that is open on the
+    store's own database. What the task writes there and the end of its job are committed together; an exception, or
+    the loss of the worker at any moment, undoes both.
+
+    ```python
+    @app.task
+    def pay(tx: Transaction, order: int, amount: int) -> None:
+        tx.connection.execute("UPDATE account SET balance = balance - %s WHERE id = ...", [amount])
+    ```
+
+    Only PostgreSQL and SQLite can do this: the tables must be in the store's database. Do what takes long before the
+    first write, in SQLite above all: nobody else can write meanwhile.
+    """
+
+    __slots__ = ("connection",)
+
+    connection: Any
+    """psycopg's ``Connection`` (``AsyncConnection`` in an ``async def`` task) or ``sqlite3.Connection``, in a
+    transaction. Do not commit or roll back."""
+
+    def complete(self, result: Any = None, *, using: object) -> NoReturn:  # noqa: ARG002
+        """Not for tasks with a transaction: these end by returning. Raises ConfigError."""
+        raise ConfigError(
+            "a task with a Transaction ends its job by returning its result, which is committed together with what it "
+            "wrote; to call complete(), ask for a Context"
+        )
+
+    async def acomplete(self, result: Any = None, *, using: object) -> NoReturn:
+        """`complete`, awaited."""
+        self.complete(result, using=using)
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a ``def`` task. For executors."""
+        with self._app.store.transaction() as connection:
+            self.connection = connection
+            value = function(*args, **kwargs)
+            if isinstance(value, Signal):
+                raise value
+            self._app.perform(self._complete(value, connection))
+        return value
+
+    async def arun(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call an ``async def`` task. For executors."""
+        async with self._app.store.atransaction() as connection:
+            self.connection = connection
+            value = await function(*args, **kwargs)
+            if isinstance(value, Signal):
+                raise value
+            await self._app.aperform(self._complete(value, connection))
+        return value
 
 
 def _value(parent: ParentResult, decode: Callable[[bytes], Any]) -> Any:

@@ -239,6 +239,9 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     """A line for people, for SNOOZED and CANCELLED."""
     keep_result: int | None = None
     """ms that the result is kept; the queue's retention if None."""
+    completed: bool = False
+    """The task has settled itself inside a transaction of its own. If that was committed, this outcome is void, as
+    it should be."""
 
     def as_cancelled(self) -> Outcome:
         """What it comes to for a job that was to be cancelled: it must not run again."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from ferryman.clock import millis
 from ferryman.context import Cancelled, Stopped
 from ferryman.errors import PayloadError
@@ -26,7 +28,9 @@ __all__ = [
     "Stop",
     "describe",
     "judge_cancelled",
+    "judge_completed",
     "judge_error",
+    "judge_put_off",
     "judge_undecodable",
     "judge_unknown",
     "judge_value",
@@ -36,7 +40,8 @@ __all__ = [
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 16_000
 MAX_DELAY_MS = 100 * 365 * 86_400_000
-UNKNOWN_TASK_DELAY_MS = 5_000
+PUT_OFF_MS = 5_000
+"""Until a job is tried again that could not be started for a reason that is not its own."""
 
 _SUCCEEDED = OutcomeKind.SUCCEEDED
 _FERRYMAN = Path(__file__).parents[1]
@@ -102,6 +107,19 @@ def judge_error(
     return _failed(claim, OutcomeKind.RETRY, ran_us, describe(error), delay, problem or another)
 
 
+def judge_completed(
+    runnable: Runnable, overrides: Overrides | None, claim: Claim, outcome: Outcome
+) -> Outcome:
+    """The outcome of a task that has settled itself in its own transaction. It is void if that was committed; if
+    not, the attempt has failed, whatever the task says."""
+    if outcome.kind is _SUCCEEDED:
+        info = ErrorInfo("RolledBack", "the transaction in which it completed was not committed")
+        delays = runnable.retry if overrides is None or overrides.backoff is None else overrides.backoff
+        delay, problem = _delay(delays, None, claim.attempt, 0.5)
+        outcome = _failed(claim, OutcomeKind.RETRY, outcome.ran_us, info, delay, problem)
+    return msgspec.structs.replace(outcome, completed=True)
+
+
 def judge_cancelled(claim: Claim, reason: str | None, ran_us: int = 0) -> Outcome:
     """The outcome of a job that was cancelled by people."""
     return Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, ran_us, reason=_reason(reason))
@@ -114,12 +132,16 @@ def judge_undecodable(claim: Claim, error: BaseException) -> Outcome:
 
 def judge_unknown(claim: Claim, app: str) -> Outcome:
     """The outcome of a job whose task this app does not have: it is put back, for one that does."""
-    reason = f"{app} has no task {claim.task!r}; it waits for a worker that has"
+    return judge_put_off(claim, f"{app} has no task {claim.task!r}; it waits for a worker that has")
+
+
+def judge_put_off(claim: Claim, reason: str) -> Outcome:
+    """The outcome of a job that cannot be started now."""
     return Outcome(
         claim.id,
         claim.lease,
         OutcomeKind.SNOOZED,
-        delay=UNKNOWN_TASK_DELAY_MS,
+        delay=PUT_OFF_MS,
         reason=plain_text(reason, MAX_MESSAGE),
     )
 

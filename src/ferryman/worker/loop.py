@@ -9,18 +9,27 @@ import asyncio
 import collections
 import contextlib
 import contextvars
+import functools
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ferryman.context import Cancelled, SoftTimeout
-from ferryman.job import Outcome
+from ferryman.context import Cancelled, Context, SoftTimeout
+from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
 from ferryman.worker.frames import Assignment
-from ferryman.worker.judge import Stop, judge_cancelled, judge_error, judge_undecodable, judge_value
+from ferryman.worker.judge import (
+    Stop,
+    judge_cancelled,
+    judge_completed,
+    judge_error,
+    judge_undecodable,
+    judge_value,
+)
 from ferryman.worker.outbox import Outbox
+from ferryman.worker.outside import fetch, has_large_result, is_outside, stow
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
@@ -30,7 +39,7 @@ __all__ = ["LoopTrack"]
 class _Run:
     """A job that was started."""
 
-    __slots__ = ("assignment", "cancelled", "overrides", "runnable", "slot", "stop", "task")
+    __slots__ = ("assignment", "cancelled", "context", "overrides", "runnable", "slot", "stop", "task")
 
     def __init__(
         self, assignment: Assignment, slot: int, runnable: Runnable, overrides: Overrides | None
@@ -43,6 +52,7 @@ class _Run:
         """Set once its first step was taken: asyncio drops a task that is cancelled before without a word."""
         self.stop: Stop | None = None
         self.cancelled: threading.Event | None = None
+        self.context: Context | None = None
 
 
 class LoopTrack:
@@ -61,6 +71,8 @@ class LoopTrack:
         self._runs: dict[int, _Run] = {}
         self._cancels: dict[int, Stop] = {}
         """By serial number, of jobs that have not been started."""
+        self._moving: dict[int, asyncio.Task[None]] = {}
+        """By serial number, jobs whose arguments or results are on their way from or to a place outside the store."""
         self._flushes_soon = False
         self._ends = False
         self._loop = asyncio.new_event_loop()
@@ -124,13 +136,28 @@ class LoopTrack:
             except IndexError:
                 break  # The reader has recalled it.
             self._start(assignment, self._free.pop())
-        if self._ends and not self._runs:
+        if self._ends and not self._runs and not self._moving:
             self._loop.stop()
 
     def _start(self, assignment: Assignment, slot: int) -> None:
-        """Decode and admit."""
-        claim = assignment.claim
         self._table.start(slot, assignment.serial)
+        if is_outside(assignment.claim):
+            self._moving[assignment.serial] = self._loop.create_task(self._fetch(assignment, slot))
+        else:
+            self._begin(assignment, slot, assignment.claim)
+
+    async def _fetch(self, assignment: Assignment, slot: int) -> None:
+        runnable = self._tasks[assignment.claim.task]
+        fetched = await runnable.app.aperform(fetch(runnable, assignment.claim))
+        self._moving.pop(assignment.serial, None)
+        if isinstance(fetched, Outcome):
+            self._settle(slot, fetched)
+        else:
+            self._begin(assignment, slot, fetched)
+        self._fill()
+
+    def _begin(self, assignment: Assignment, slot: int, claim: Claim) -> None:
+        """Decode, and have it run."""
         runnable = self._tasks[claim.task]
         try:
             call = runnable.decode(claim)
@@ -140,9 +167,11 @@ class LoopTrack:
             return
         run = _Run(assignment, slot, runnable, overrides)
         run.stop = self._cancels.pop(assignment.serial, None)
-        if runnable.takes_context:
+        if runnable.context_type is not None:
             run.cancelled = threading.Event()
-            call = runnable.with_context(call, claim, self._outbox.note, run.cancelled)
+            judge = functools.partial(judge_value, runnable, claim, overrides)
+            run.context = runnable.context_type(claim, runnable.app, self._outbox.note, run.cancelled, judge)
+            call = runnable.with_context(call, run.context)
         self._runs[assignment.serial] = run
         # A context of its own: else a job would inherit the variables of the one in whose wake it is started.
         self._loop.create_task(self._run(run, *call), context=contextvars.Context())
@@ -159,20 +188,38 @@ class LoopTrack:
             timeout = runnable.timeout_of(overrides)
             if timeout:
                 timer = self._loop.call_later(timeout, self._stop, run, Stop(SoftTimeout))
-            value = await runnable.call(*args, **kwargs)
+            value = await runnable.function(run.context)(*args, **kwargs)
         except BaseException as error:
             ran_us = (time.monotonic_ns() - began) // 1000
             luck = random.random()  # noqa: S311
             outcome = judge_error(runnable, claim, overrides, error, stop=run.stop, ran_us=ran_us, luck=luck)
         else:
             ran_us = (time.monotonic_ns() - began) // 1000
+            if run.context is not None and run.context.completed:
+                value = None  # What it returns then is not looked at.
             outcome = judge_value(runnable, claim, overrides, value, ran_us)
         if timer is not None:
             timer.cancel()
+        if run.context is not None and run.context.completed:
+            outcome = judge_completed(runnable, overrides, claim, outcome)
+        # Nobody may stop it any more.
         del self._runs[run.assignment.serial]
+        if has_large_result(runnable, outcome):
+            outcome = await self._stowed(run, outcome)
         self._settle(run.slot, outcome)
         if self._waiting or self._ends:
             self._loop.call_soon(self._fill)
+
+    async def _stowed(self, run: _Run, outcome: Outcome) -> Outcome:
+        # It has ended: it must not be killed for taking long.
+        self._table.finish(run.slot)
+        assert run.task is not None
+        self._moving[run.assignment.serial] = run.task
+        try:
+            return await run.runnable.app.aperform(stow(run.runnable, outcome))
+        finally:
+            self._moving.pop(run.assignment.serial, None)
+            self._cancels.pop(run.assignment.serial, None)
 
     def _settle(self, slot: int, outcome: Outcome) -> None:
         self._table.finish(slot)
@@ -192,7 +239,7 @@ class LoopTrack:
         run = self._runs.get(serial)
         if run is not None:
             self._stop(run, stop)
-        elif any(assignment.serial == serial for assignment in self._waiting.copy()):
+        elif serial in self._moving or any(each.serial == serial for each in self._waiting.copy()):
             self._cancels[serial] = stop
 
     def _stop(self, run: _Run, stop: Stop) -> None:
@@ -212,4 +259,7 @@ class LoopTrack:
     def _abandon(self, stop: Stop) -> None:
         for run in list(self._runs.values()):
             self._stop(run, stop)
+        for moving in list(self._moving.values()):
+            moving.cancel()
+        self._moving.clear()
         self._finish()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from ferryman.app import App
-from ferryman.context import Context, NoteSink
+from ferryman.context import Context, Transaction
 from ferryman.errors import PayloadError
 from ferryman.job import Claim
 from ferryman.options import Overrides
@@ -27,26 +27,26 @@ class Runnable:
     """Immutable once made; thread-safe."""
 
     __slots__ = (
-        "_app",
         "_context_index",
         "_context_name",
         "_decode",
+        "app",
         "call",
+        "context_type",
         "encode",
         "name",
         "result_ttl",
         "retry",
-        "takes_context",
         "timeout",
         "track",
     )
 
     def __init__(self, task: Task[..., Any]) -> None:
-        self._app = task.app
+        self.app = task.app
         self._decode = task.binding.decode
         self._context_name = task.binding.context_parameter
         self._context_index = _index(task.function, self._context_name)
-        self.takes_context = self._context_name is not None
+        self.context_type: type[Context] | None = task.binding.context_type
         self.name = task.name
         self.track: Track = "loop" if _is_async(task.function) else "thread"
         self.call: Callable[..., Any] = task.function
@@ -67,19 +67,20 @@ class Runnable:
         return self.timeout
 
     def with_context(
-        self,
-        call: tuple[Sequence[Any], dict[str, Any]],
-        claim: Claim,
-        sink: NoteSink,
-        cancelled: threading.Event,
+        self, call: tuple[Sequence[Any], dict[str, Any]], context: Context
     ) -> tuple[Sequence[Any], dict[str, Any]]:
         """The call with the context put where the function wants it."""
         args, kwargs = call
-        context = Context(claim, self._app, sink, cancelled)
         index = self._context_index
         if index is None or len(args) < index:
             return args, {**kwargs, str(self._context_name): context}
         return (*args[:index], context, *args[index:]), kwargs
+
+    def function(self, context: Context | None) -> Callable[..., Any]:
+        """What to call: the task, or what calls it inside a transaction."""
+        if not isinstance(context, Transaction):
+            return self.call
+        return functools.partial(context.run if self.track == "thread" else context.arun, self.call)
 
 
 def runnables(app: App) -> dict[str, Runnable]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import functools
 import math
 import queue
 import random
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ferryman.context import Cancelled, SoftTimeout, Stopped
+from ferryman.context import Cancelled, Context, SoftTimeout, Stopped
 from ferryman.job import Outcome
 from ferryman.options import Overrides
 from ferryman.worker.bell import Bell
@@ -36,12 +37,14 @@ from ferryman.worker.frames import Assignment
 from ferryman.worker.judge import (
     Stop,
     judge_cancelled,
+    judge_completed,
     judge_error,
     judge_undecodable,
     judge_unknown,
     judge_value,
 )
 from ferryman.worker.outbox import Outbox
+from ferryman.worker.outside import fetch, has_large_result, is_outside, stow
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
@@ -160,6 +163,8 @@ class ThreadTrack:
             outcome = self._attempt(place, assignment)
             # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
             finish(place.slot)
+            if outcome.result is not None:
+                outcome = self._stowed(assignment, outcome)
             settle(outcome, clock(), is_idle())
         with self._left_lock:
             self._left -= 1
@@ -168,22 +173,39 @@ class ThreadTrack:
             self._timekeeper.end()
             self._on_end()
 
+    def _stowed(self, assignment: Assignment, outcome: Outcome) -> Outcome:
+        runnable = self._tasks[assignment.claim.task]
+        if has_large_result(runnable, outcome):
+            return runnable.app.perform(stow(runnable, outcome))
+        return outcome
+
     def _attempt(self, place: _Place, assignment: Assignment) -> Outcome:
-        """One job in five steps: decode, admit, run, judge; the caller settles."""
+        """One job in its steps: fetch, decode, run, judge; the caller settles."""
         claim = assignment.claim
         self._table.start(place.slot, assignment.serial)
         runnable = self._tasks.get(claim.task)
         if runnable is None:
             return judge_unknown(claim, self._app)
+        if is_outside(claim):
+            fetched = runnable.app.perform(fetch(runnable, claim))
+            if isinstance(fetched, Outcome):
+                return fetched
+            claim = fetched
         try:
             call = runnable.decode(claim)
             overrides = read_overrides(claim.options)
         except BaseException as error:
             return judge_undecodable(claim, error)
-        if runnable.takes_context:
+        context: Context | None = None
+        if runnable.context_type is not None:
             place.cancelled = threading.Event()
-            call = runnable.with_context(call, claim, self._outbox.note, place.cancelled)
-        return self._run(place, assignment, runnable, overrides, call)
+            judge = functools.partial(judge_value, runnable, claim, overrides)
+            context = runnable.context_type(claim, runnable.app, self._outbox.note, place.cancelled, judge)
+            call = runnable.with_context(call, context)
+        outcome = self._run(place, assignment, runnable, overrides, call, context)
+        if context is not None and context.completed:
+            return judge_completed(runnable, overrides, claim, outcome)
+        return outcome
 
     def _run(
         self,
@@ -192,8 +214,9 @@ class ThreadTrack:
         runnable: Runnable,
         overrides: Overrides | None,
         call: tuple[Sequence[Any], dict[str, Any]],
+        context: Context | None,
     ) -> Outcome:
-        claim = assignment.claim
+        claim, function = assignment.claim, runnable.function(context)
         timeout = runnable.timeout_of(overrides)
         value: Any = _NOTHING
         error: BaseException | None = None
@@ -206,7 +229,7 @@ class ThreadTrack:
                     self._timekeeper.watch(place, assignment, timeout)
                 if self._cancels and assignment.serial in self._cancels:
                     raise Cancelled
-                value = contextvars.Context().run(runnable.call, *call[0], **call[1])
+                value = contextvars.Context().run(function, *call[0], **call[1])
             except BaseException as raised:
                 error = raised
             place.job = None
@@ -222,6 +245,8 @@ class ThreadTrack:
         if self._cancels:
             stop = self._cancels.pop(assignment.serial, None) or stop
         if error is None:
+            if context is not None and context.completed:
+                value = None  # What it returns then is not looked at.
             return judge_value(runnable, claim, overrides, value, ran_us)
         try:
             luck = random.random()  # noqa: S311

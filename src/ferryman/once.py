@@ -1,0 +1,195 @@
+"""Effects outside the store, once for each key: idempotency keys with cached results, and windows that know what was
+seen.
+
+Both are entries of the store's key-value table, written by compare-and-set, so any number of processes agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ferryman.clock import millis
+from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
+from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
+from ferryman.store.port import Entry
+
+if TYPE_CHECKING:
+    from ferryman.app import App
+
+__all__ = ["Once", "OnceKey", "Window"]
+
+R = TypeVar("R")
+
+log = logging.getLogger("ferryman")
+
+_RUNNING, _DONE, _LOST = b"\x00", b"\x01", b"\x02"
+"""The first byte of an entry: a call is under way, followed by who makes it; or its result follows, or why its result
+could not be kept."""
+
+_LOOK_AGAIN = 0.05
+_TRY_AGAIN = 0.2
+
+
+class Once(Generic[R]):
+    """What a call made once came to."""
+
+    __slots__ = ("duplicate", "value")
+
+    def __init__(self, value: R, duplicate: bool) -> None:
+        self.value = value
+        self.duplicate = duplicate
+        """Whether the call had been made before: then this is the result it had then."""
+
+    def __repr__(self) -> str:
+        return f"Once({self.value!r}, duplicate={self.duplicate})"
+
+
+class OnceKey:
+    """One key of one app; see `App.once`."""
+
+    def __init__(self, app: App, key: str, ttl: float, lease: float, using: object) -> None:
+        if ttl <= 0 or lease <= 0:
+            raise ConfigError("the ttl and the lease of an idempotency key must be positive")
+        self._app = app
+        self._key = f"once:{key}"
+        self._ttl = millis(ttl)
+        self._lease = millis(lease)
+        self._guest = None if using is None else app.store.using(using)
+
+    def run(self, call: Callable[[], R]) -> Once[R]:
+        """Make the call in this thread, unless it was made before."""
+        taken = self._app.perform(self._inside(self._take()))
+        if not isinstance(taken, int):
+            return self._cached(taken)
+        try:
+            value = call()
+        except BaseException:
+            # Its error is what matters. If the key cannot be given back, as in a transaction that has failed, it goes
+            # with the transaction, or when its lease ends.
+            with contextlib.suppress(Exception):
+                self._app.perform(self._inside(self._give_back(taken)))
+            raise
+        self._app.perform(self._inside(self._keep(taken, value)))
+        return Once(value, duplicate=False)
+
+    async def arun(self, call: Callable[[], Awaitable[R]]) -> Once[R]:
+        """Make the call in this event loop, unless it was made before."""
+        taken = await self._app.aperform(self._inside(self._take()))
+        if not isinstance(taken, int):
+            return self._cached(taken)
+        try:
+            value = await call()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                await self._app.aperform(self._inside(self._give_back(taken)))
+            raise
+        await self._app.aperform(self._inside(self._keep(taken, value)))
+        return Once(value, duplicate=False)
+
+    def _inside(self, procedure: Procedure[R]) -> Procedure[R]:
+        return procedure if self._guest is None else inside(self._guest.runner, procedure)
+
+    def _take(self) -> Procedure[int | bytes]:
+        """The version under which the call is ours to make, or its result as it was kept."""
+        store, mine = self._app.store, _RUNNING + secrets.token_bytes(8)
+        while True:
+            entry: Entry | None = yield store.kv_get(self._key)
+            if entry is None:
+                version: int | None = yield store.kv_put(self._key, mine, expected=None, ttl=self._lease)
+                if version is not None:
+                    return version
+            elif entry.value[:1] != _RUNNING:
+                return entry.value
+            elif self._guest is not None and self._guest.exclusive:
+                raise StoreUnavailable(
+                    f"the call of {self._key} is under way elsewhere, and cannot be noted while this transaction is "
+                    "open; roll back and try again"
+                )
+            else:
+                # Somebody else is at it: either its result comes, or its lease ends.
+                yield Wait(_LOOK_AGAIN)
+
+    def _keep(self, version: int, value: Any) -> Procedure[None]:
+        """The call has been made, and must not be made again for want of a note of it."""
+        problem = None
+        try:
+            result = _DONE + self._app.codec.encode(value)
+        except Exception as error:
+            problem = PayloadError(f"the call of {self._key} was made, but its result is lost: it {error}")
+            result = _LOST + str(problem).encode("utf-8", "backslashreplace")
+        kept = yield from self._note(version, result)
+        if not kept and self._guest is not None:
+            raise LeaseLost(
+                f"the call of {self._key} took longer than its lease of {self._lease / 1000:g} s, so that others may "
+                "make it, too: roll back, and give it a longer lease"
+            )
+        if not kept:
+            log.warning(
+                "the call of %s took longer than its lease of %g s, and may have been made twice",
+                self._key, self._lease / 1000,
+            )  # fmt: skip
+        if problem is not None:
+            raise problem
+
+    def _note(self, version: int, result: bytes) -> Procedure[bool]:
+        """Write the result down, in spite of a store that is away for less than the lease. Answers whether it is."""
+        store, give_up = self._app.store, time.monotonic() + self._lease / 1000
+        while True:
+            try:
+                kept = yield store.kv_put(self._key, result, expected=version, ttl=self._ttl)
+                if kept is None and self._guest is None:
+                    # Perhaps it was written before, and the answer lost.
+                    entry: Entry | None = yield store.kv_get(self._key)
+                    return entry is not None and entry.value == result
+            except StoreUnavailable:
+                if self._guest is not None or time.monotonic() > give_up:
+                    raise
+                yield Aside(lambda: time.sleep(_TRY_AGAIN))
+            else:
+                return kept is not None
+
+    def _give_back(self, version: int) -> Procedure[None]:
+        """Let others try: an entry that ends at once."""
+        yield self._app.store.kv_put(self._key, _RUNNING, expected=version, ttl=1)
+
+    def _cached(self, entry: bytes) -> Once[Any]:
+        if entry[:1] == _LOST:
+            raise PayloadError(entry[1:].decode())
+        return Once(self._app.codec.decoder(Any)(entry[1:]), duplicate=True)
+
+
+class Window:
+    """Knows the ids that were seen in the last `seconds`; see `App.window`. Thread-safe."""
+
+    def __init__(self, app: App, name: str, seconds: float) -> None:
+        if seconds <= 0:
+            raise ConfigError(f"the window {name!r} must be some seconds long")
+        self._app = app
+        self._name = name
+        self._ttl = millis(seconds)
+
+    def first(self, id: str, *, using: object = None) -> bool:
+        """Whether this id is seen for the first time, which makes it seen.
+
+        With `using`, a connection as for `Task.options`, it is seen only if your transaction is committed: so what
+        the message causes there happens exactly once. Another consumer of the same id waits for your commit.
+        """
+        return self._app.perform(self._first(id, using))
+
+    async def afirst(self, id: str, *, using: object = None) -> bool:
+        """`first`, awaited."""
+        return await self._app.aperform(self._first(id, using))
+
+    def _first(self, id: str, using: object) -> Procedure[bool]:
+        store = self._app.store
+        put = store.kv_put(f"window:{self._name}:{id}", b"", expected=None, ttl=self._ttl)
+        if using is None:
+            version: int | None = yield put
+        else:
+            version = yield Inside(store.using(using).runner, put)
+        return version is not None

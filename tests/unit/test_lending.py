@@ -1,0 +1,72 @@
+"""Connections that stores lend to tasks: each borrower gets a plain one, and leaves no lock behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from ferryman import Ferryman
+from ferryman.errors import ConfigError
+from tests.services import places
+
+
+def test_a_borrower_does_not_find_what_the_last_one_has_changed(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+    with app.store.transaction() as connection:
+        connection.row_factory = dict_row
+
+    with app.store.transaction() as connection:
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+    app.close()
+    places.leave_postgres(tmp_path)
+
+
+def test_a_transaction_that_is_rolled_back_in_silence_is_an_error(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+
+    async def roll_back() -> None:
+        async with app.store.atransaction():
+            raise psycopg.Rollback
+
+    with pytest.raises(ConfigError, match="Rollback is not for"), app.store.transaction():
+        raise psycopg.Rollback
+    with pytest.raises(ConfigError, match="Rollback is not for"):
+        asyncio.run(roll_back())
+
+    app.close()
+    places.leave_postgres(tmp_path)
+
+
+def test_a_cancel_while_the_lock_is_waited_for_leaves_no_lock_behind(tmp_path: Path) -> None:
+    app = Ferryman(f"sqlite:///{tmp_path}/jobs.db")
+    app.enqueue("nobody.has.it")
+
+    async def borrow() -> None:
+        async with app.store.atransaction():
+            raise AssertionError("it was not cancelled")
+
+    async def live() -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            before = threading.active_count()
+            waiting = asyncio.create_task(borrow())
+            while threading.active_count() == before:
+                await asyncio.sleep(0)
+            waiting.cancel()
+            other.execute("COMMIT")
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            # At once, since the other has a timeout of none.
+            other.execute("PRAGMA busy_timeout=0")
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+
+    asyncio.run(live())
+    app.close()

@@ -1,0 +1,159 @@
+"""Idempotency keys and windows: effects outside the store, once for each key."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ferryman import Ferryman
+from ferryman.clock import ManualClock
+from ferryman.errors import ConfigError, PayloadError
+from tests.services.redis import redis_server
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def app(clock: ManualClock) -> Iterator[Ferryman]:
+    app = Ferryman("memory://", clock=clock)
+    yield app
+    app.close()
+
+
+def test_the_second_call_gets_the_first_ones_result(app: Ferryman) -> None:
+    charges: list[int] = []
+
+    def charge() -> dict[str, int]:
+        charges.append(1)
+        return {"receipt": len(charges)}
+
+    first = app.once("order-7", charge)
+    second = app.once("order-7", charge)
+    other = app.once("order-8", charge)
+
+    assert (first.value, first.duplicate) == ({"receipt": 1}, False)
+    assert (second.value, second.duplicate) == ({"receipt": 1}, True)
+    assert (other.value, other.duplicate) == ({"receipt": 2}, False)
+
+
+def test_a_key_is_forgotten_when_its_time_is_over(app: Ferryman, clock: ManualClock) -> None:
+    app.once("k", lambda: 1, ttl=60)
+    clock.advance(61)
+
+    again = app.once("k", lambda: 2, ttl=60)
+
+    assert (again.value, again.duplicate) == (2, False)
+
+
+def test_a_call_that_raises_is_not_remembered(app: Ferryman, clock: ManualClock) -> None:
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        app.once("k", fail)
+    clock.advance(0.001)
+
+    assert app.once("k", lambda: 1).value == 1
+
+
+def test_a_call_whose_result_cannot_be_kept_is_not_made_again(app: Ferryman) -> None:
+    charges: list[int] = []
+
+    def charge() -> object:
+        charges.append(1)
+        return object()
+
+    for _ in range(2):
+        with pytest.raises(PayloadError, match="the call of once:k was made, but its result is lost"):
+            app.once("k", charge)
+    assert charges == [1]
+
+
+def test_a_result_is_noted_as_soon_as_the_store_is_back() -> None:
+    with redis_server() as server:
+        app = Ferryman(server.url)
+        again = threading.Timer(0.5, server.start)
+
+        def charge() -> str:
+            server.stop()
+            again.start()
+            return "receipt"
+
+        first = app.once("k", charge)
+        second = app.once("k", lambda: "another")
+        again.join()
+        app.close()
+
+    assert (first.value, first.duplicate) == ("receipt", False)
+    assert (second.value, second.duplicate) == ("receipt", True)
+
+
+def test_a_call_whose_maker_died_is_made_again_after_its_lease(app: Ferryman, clock: ManualClock) -> None:
+    store = app.store
+    store.runner().run(store.kv_put("once:k", b"\x00dead", expected=None, ttl=60_000))
+    clock.advance(61)
+
+    assert app.once("k", lambda: 1).value == 1
+
+
+def test_whoever_comes_while_the_call_is_made_waits_for_its_result() -> None:
+    app = Ferryman("memory://")
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        may_end.wait(30)
+        return "first"
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(app.once, "k", slow)
+        begun.wait(30)
+        second = pool.submit(app.once, "k", lambda: "second")
+        may_end.set()
+
+        assert (first.result().value, first.result().duplicate) == ("first", False)
+        assert (second.result().value, second.result().duplicate) == ("first", True)
+    app.close()
+
+
+def test_an_event_loop_makes_calls_once_as_well(app: Ferryman) -> None:
+    made: list[int] = []
+
+    async def call() -> int:
+        made.append(1)
+        await asyncio.sleep(0)
+        return 7
+
+    async def live() -> list[tuple[int, bool]]:
+        found = await asyncio.gather(*(app.aonce("k", call) for _ in range(5)))
+        return [(each.value, each.duplicate) for each in found]
+
+    answers = asyncio.run(live())
+
+    assert len(made) == 1
+    assert sorted(answers) == [(7, False), *[(7, True)] * 4]
+
+
+def test_a_window_knows_what_it_has_seen(app: Ferryman, clock: ManualClock) -> None:
+    window, other = app.window("payments", seconds=60), app.window("refunds", seconds=60)
+
+    assert window.first("a")
+    assert not window.first("a")
+    assert window.first("b")
+    assert other.first("a")
+    clock.advance(61)
+    assert window.first("a")
+
+
+def test_times_that_make_no_sense_are_refused(app: Ferryman) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        app.once("k", lambda: 1, ttl=0)
+    with pytest.raises(ConfigError, match="some seconds long"):
+        app.window("w", seconds=-1)

@@ -1,0 +1,160 @@
+"""Backup and restore: all jobs of a store into one file, and from it into a store of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from ferryman.clock import SystemClock
+from ferryman.config import BlobSettings
+from ferryman.errors import ConfigError, StoreError
+from ferryman.io.operation import Operation
+from ferryman.job import JobId, State
+from ferryman.moving.chest import ChestReader, ChestWriter, Header
+from ferryman.moving.outside import Outside, lies_outside
+from ferryman.moving.queues import hand_over
+from ferryman.store.cargo import MOST_BYTES, Parcel
+from ferryman.store.port import Filter, Store
+
+__all__ = ["Restored", "Saved", "backup", "restore"]
+
+T = TypeVar("T")
+
+_PAGE = 500
+
+Watch = Callable[[str, int, int | None], None]
+"""Is told what is being done, how many jobs that concerns by now, and of how many."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What a backup came to."""
+
+    jobs: int
+    counts: dict[str, int]
+    """Jobs of the file by state."""
+    left_outside: int
+    """Jobs whose payloads are not in the file, but in their place outside the store."""
+    size: int
+    """Of the file, in bytes."""
+
+
+class Restored(msgspec.Struct, frozen=True):
+    """What a restore came to."""
+
+    jobs: int
+    """Jobs of the file, all of which the store has now."""
+    new: int
+    """Those that it did not have before."""
+    counts: dict[str, int]
+    """The new ones, by the state that they had when they were saved."""
+
+
+def backup(store: Store, path: Path, blobs: BlobSettings, watch: Watch) -> Saved:
+    """Write all jobs of a store into a file, and read it once more. Others may go on meanwhile."""
+    counts = _counts(store)
+    queues = _run(store, store.queues())
+    header = Header(
+        ferryman=version("ferryman"), store=store.capabilities.name, url=store.url, made_at=SystemClock().now(),
+        counts=counts, queues=tuple(queues),
+    )  # fmt: skip
+    outside = Outside(blobs, store)
+    saved: dict[str, int] = {}
+    jobs = left_outside = 0
+    with ChestWriter(path, header) as chest:
+        for parcels in _chunks(store, outside):
+            chest.put(parcels)
+            jobs += len(parcels)
+            left_outside += sum(map(lies_outside, parcels))
+            for parcel in parcels:
+                saved[parcel.state.label] = saved.get(parcel.state.label, 0) + 1
+            watch("saved", jobs, max(jobs, sum(counts.values())))
+    found = ChestReader(path).check()
+    if found != jobs:
+        raise StoreError(
+            f"the file {str(path)!r} holds {found:,} jobs instead of {jobs:,}; is its disk in order?"
+        )
+    return Saved(jobs, saved, left_outside, path.stat().st_size)
+
+
+def _chunks(store: Store, outside: Outside) -> Iterator[list[Parcel]]:
+    """All jobs in order of arrival, with their payloads if there is a place for these."""
+    chunk: list[Parcel] = []
+    size = after = 0
+    while page := _run(store, store.pack((), after, _PAGE)):
+        after = page[-1].seq
+        for parcel in page:
+            whole = outside.bring_in(parcel) if outside.known else parcel
+            chunk.append(whole)
+            size += whole.size
+            if size >= MOST_BYTES or len(chunk) >= _PAGE:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def restore(store: Store, path: Path, blobs: BlobSettings, watch: Watch, *, merge: bool) -> Restored:
+    """Store all jobs of a file that are not known yet. Nothing is stored of a file that is damaged.
+
+    Raises ConfigError if the store has jobs and `merge` does not say that this is meant.
+    """
+    chest = ChestReader(path)
+    known = sum(_counts(store).values())
+    if known and not merge:
+        raise ConfigError(
+            f"the store {store.url} has {known:,} jobs; restore into an empty one, or say --merge to add those of the backup "
+            "that it does not have"
+        )
+    total = chest.check()
+    queues = chest.header.queues
+    hand_over(
+        [queue.settings for queue in queues], [queue.settings.name for queue in queues if queue.paused], store
+    )
+    outside = Outside(blobs, store)
+    counts: dict[str, int] = {}
+    jobs = new = 0
+    for chunk in chest.chunks():
+        fresh = _restore_chunk(store, outside, chunk)
+        for parcel in fresh:
+            counts[parcel.state.label] = counts.get(parcel.state.label, 0) + 1
+        jobs += len(chunk)
+        new += len(fresh)
+        watch("restored", jobs, total)
+    return Restored(jobs, new, counts)
+
+
+def _restore_chunk(store: Store, outside: Outside, chunk: Sequence[Parcel]) -> list[Parcel]:
+    """Answers those that are new."""
+    ids = tuple(parcel.job.id for parcel in chunk)
+    known = _ids(store, ids)
+    arriving = [outside.put_out(parcel) for parcel in chunk if parcel.job.id not in known]
+    fresh = _run(store, store.unpack(arriving))
+    missing = set(ids) - _ids(store, ids)
+    if missing:
+        raise StoreError(
+            f"{len(missing):,} jobs were restored and are not in {store.url}, such as {min(missing)}; has somebody deleted "
+            "them? Begin again with --merge"
+        )
+    return [parcel for parcel, is_new in zip(arriving, fresh, strict=True) if is_new]
+
+
+def _ids(store: Store, ids: tuple[JobId, ...]) -> set[JobId]:
+    return {job.id for job in _run(store, store.find(Filter(ids=ids), len(ids)))}
+
+
+def _counts(store: Store) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for lane in _run(store, store.lanes()):
+        for state, number in lane.counts.items():
+            if number:
+                label = State(state).label
+                counts[label] = counts.get(label, 0) + number
+    return counts
+
+
+def _run(store: Store, operation: Operation[T]) -> T:
+    return store.runner().run(operation)

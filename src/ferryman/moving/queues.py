@@ -1,0 +1,32 @@
+"""Settings and pauses of queues, on their way to another store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from ferryman.store.port import QueueSettings, Store
+
+__all__ = ["hand_over"]
+
+
+def hand_over(settings: Sequence[QueueSettings], paused: Collection[str], there: Store) -> None:
+    """Give a store the settings of queues for which it has none of its own, and pause these queues there."""
+    runner = there.runner()
+    known = {queue.settings.name: queue.settings for queue in runner.run(there.queues())}
+    told = [
+        queue
+        for queue in settings
+        if not _is_usual(queue) and _is_usual(known.get(queue.name, _usual(queue)))
+    ]
+    if told:
+        runner.run(there.declare(told))
+    if paused:
+        runner.run(there.pause(sorted(paused), True))
+
+
+def _is_usual(settings: QueueSettings) -> bool:
+    return settings == _usual(settings)
+
+
+def _usual(settings: QueueSettings) -> QueueSettings:
+    return QueueSettings(name=settings.name)

@@ -1,4 +1,4 @@
-"""Real workers on a store in a file: started, watched through the store, stopped and killed."""
+"""Real workers on a store that processes share: started, watched through the store, stopped and killed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,27 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import pytest
+
 from ferryman.app import App
 from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId, State
-from ferryman.store.port import Filter, Order, OrderKind, WorkerRecord
+from ferryman.store.open import open_store
+from ferryman.store.port import Filter, Order, OrderKind, Store, WorkerRecord
+from tests.conformance.driver import counts_as_kept, counts_of_rows
+from tests.conformance.stores import STORES
 
-__all__ = ["PRELUDE", "Harbour", "Worker", "wait_for"]
+__all__ = ["ON_EVERY_SHARED_STORE", "PRELUDE", "Harbour", "Worker", "wait_for"]
 
 T = TypeVar("T")
+
+ON_EVERY_SHARED_STORE = pytest.mark.parametrize(
+    "harbour",
+    [candidate for candidate in STORES if candidate.shared],
+    ids=lambda each: each.name,
+    indirect=True,
+)
+"""For tests of what workers do together, whatever the store; others are made on SQLite alone."""
 
 PRELUDE = """
 import os, sys, time, threading, signal
@@ -109,21 +122,29 @@ class Worker:
 
 
 class Harbour:
-    """A folder with an app, a store and what its jobs leave behind."""
+    """A folder with an app and what its jobs leave behind, and a store."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
         self.database = folder / "jobs.db"
-        self.url = f"sqlite:///{self.database}"
+        """Where the store is, unless a URL is given."""
+        self.place = url or f"sqlite:///{self.database}"
+        self.url = self.place
+        """What workers and commands are told."""
         self.app: App = App(self.url)
         self._workers: list[Worker] = []
 
     def close(self) -> None:
         """Kill what still runs, and show what it said."""
+        self.kill_workers()
         for worker in self._workers:
-            worker.kill()
             print(f"--- worker {worker.pid}\n{worker.log}")
         self.app.close()
+
+    def kill_workers(self) -> None:
+        """All that have been started."""
+        for worker in self._workers:
+            worker.kill()
 
     # -- the app -----------------------------------------------------------------------------------
 
@@ -236,14 +257,17 @@ class Harbour:
         (self.folder / name).touch()
 
     def check(self) -> None:
-        """What must hold at any moment: a sound file, and counts that equal the rows."""
-        if not self.database.exists():
-            return
-        with contextlib.closing(sqlite3.connect(self.database)) as connection:
-            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            for state in State:
-                (kept,) = connection.execute(f"SELECT coalesce(sum({state.label}), 0) FROM lane").fetchone()
-                (counted,) = connection.execute(
-                    "SELECT count(*) FROM job WHERE state = ?", (state,)
-                ).fetchone()
-                assert kept == counted, f"{kept} jobs are said to be {state.label}, and {counted} are"
+        """What must hold at any moment: a sound file if it is one, and counts that equal the jobs."""
+        if self.place.startswith("sqlite"):
+            if not self.database.exists():
+                return
+            with contextlib.closing(sqlite3.connect(self.database)) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        with contextlib.closing(open_store(self.place)) as store:
+            # A server may still be at the last request of a worker that was killed.
+            wait_for(lambda: counts_are_right(store), timeout=5, what="the counts equal the jobs")
+
+
+def counts_are_right(store: Store) -> bool:
+    jobs = store.runner().run(store.find(Filter(), 1_000_000))
+    return counts_as_kept(store) == counts_of_rows(jobs)

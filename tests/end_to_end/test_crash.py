@@ -10,7 +10,9 @@ import time
 
 from ferryman.job import JobId, State
 from ferryman.store.port import Filter
-from tests.end_to_end.harness import Harbour, Worker, wait_for
+from tests.end_to_end.harness import ON_EVERY_SHARED_STORE, Harbour, Worker, wait_for
+
+pytestmark = ON_EVERY_SHARED_STORE
 
 MARK = """
 @app.task

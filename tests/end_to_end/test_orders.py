@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 from ferryman.job import State
-from tests.end_to_end.harness import Harbour, wait_for
+from tests.end_to_end.harness import ON_EVERY_SHARED_STORE, Harbour, wait_for
+
+pytestmark = ON_EVERY_SHARED_STORE
 
 TASKS = """
 @app.task
@@ -28,13 +30,13 @@ def slow(n: int) -> None:
 
 def test_a_paused_worker_takes_no_jobs_until_it_is_resumed(harbour: Harbour) -> None:
     tasks = harbour.load(TASKS)
-    worker = harbour.start_worker("--concurrency", "4", "--executors", "1")
+    worker = harbour.start_worker("--concurrency", "4", "--executors", "1", "--heartbeat", "0.3")
 
     worker.order("pause")
     wait_for(lambda: worker.record.status.state == "paused", timeout=2, what="it says that it is paused")
     tasks.mark.enqueue_many([(n,) for n in range(5)])
     seen = worker.record.seen_at
-    wait_for(lambda: worker.record.seen_at > seen, timeout=7, what="it goes on to say that it is alive")
+    wait_for(lambda: worker.record.seen_at > seen, timeout=2, what="it goes on to say that it is alive")
     assert harbour.counts() == {"ready": 5}
     worker.order("resume")
 

@@ -6,7 +6,9 @@ import signal
 import time
 
 from ferryman.job import OutcomeKind, State
-from tests.end_to_end.harness import Harbour, wait_for
+from tests.end_to_end.harness import ON_EVERY_SHARED_STORE, Harbour, wait_for
+
+pytestmark = ON_EVERY_SHARED_STORE
 
 TASKS = """
 import asyncio

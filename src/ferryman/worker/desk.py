@@ -50,9 +50,15 @@ class Desk:
         self._claims = 0
         self._vain_claim_at = 0.0
         self._next_due: float | None = None
+        self._ahead = 0.0
+        """ms by which the store's clock is ahead of ours."""
         self._look_at = 0.0
         self._retry_at = 0.0
         self._retry_delay = 0.0
+        self._sent = 0
+        """How many of the first outcomes have been sent before, and may have been heard, although no answer came."""
+        self.doubtful = False
+        """A claim has failed: its answer may have been lost, and jobs with it."""
 
     def close(self) -> None:
         """Let go of the bell; the store is not this desk's to close."""
@@ -102,7 +108,13 @@ class Desk:
         return signs.orders
 
     def _expect(self, due: int | None, now: int) -> None:
+        self._ahead = now - time.time() * 1000
         self._next_due = None if due is None else time.monotonic() + max(0, due - now) / 1000
+
+    def store_time(self) -> float:
+        """What the store's clock says by now, in ms, as far as can be told without asking: the machines of a fleet
+        need not agree on the time."""
+        return time.time() * 1000 + self._ahead
 
     # -- what --------------------------------------------------------------------------------------
 
@@ -128,13 +140,16 @@ class Desk:
         try:
             answers = self.runner.run_all(operations)
         except StoreError as error:
+            self.doubtful = self.doubtful or room > 0
+            self._sent = max(self._sent, len(outcomes))
             self.fail(error)
             return ()
-        self._recovered()
+        self.recovered()
         del self.notes[: len(notes)]
         if outcomes:
             del self.outcomes[: len(outcomes)]
             self._hear_verdict(outcomes, answers[-2 if room else -1])
+            self._sent = max(0, self._sent - len(outcomes))
         return self._learn(answers[-1]) if room else ()
 
     def _plan(self, room: int) -> list[Take]:
@@ -154,11 +169,11 @@ class Desk:
         return claimed.jobs
 
     def _hear_verdict(self, outcomes: Sequence[Outcome], accepted: Sequence[bool]) -> None:
-        for outcome, kept in zip(outcomes, accepted, strict=True):
-            if not kept:
+        for place, (outcome, kept) in enumerate(zip(outcomes, accepted, strict=True)):
+            if kept:
+                self.failed += outcome.kind in (OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED)
+            elif not outcome.completed and place >= self._sent:
                 log.warning("job %s: the outcome came after its lease had ended; it is void", outcome.id)
-            elif outcome.kind in (OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED):
-                self.failed += 1
 
     # -- trouble -----------------------------------------------------------------------------------
 
@@ -169,7 +184,8 @@ class Desk:
         self._retry_delay = min(_RETRY_MOST, self._retry_delay * 2 or _RETRY_FIRST)
         self._retry_at = time.monotonic() + self._retry_delay
 
-    def _recovered(self) -> None:
+    def recovered(self) -> None:
+        """The store has answered."""
         if self._retry_delay:
             log.warning("the store answers again")
             self._retry_delay = 0.0
@@ -179,4 +195,6 @@ class Desk:
         self.worker = worker
         self.outcomes.clear()
         self.notes.clear()
+        self._sent = 0
+        self.doubtful = False
         self.hungry = True

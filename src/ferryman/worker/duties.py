@@ -15,7 +15,7 @@ from ferryman.config import RetentionSettings
 from ferryman.errors import StoreError, WorkerGone
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry, backoff_delay
-from ferryman.store.port import Retention
+from ferryman.store.port import Retention, WorkerRecord
 from ferryman.worker.desk import Desk
 from ferryman.worker.identity import is_dead_neighbour, place
 from ferryman.worker.member import Held, Member
@@ -28,7 +28,12 @@ __all__ = ["Duties"]
 log = logging.getLogger("ferryman.worker")
 
 _WATCH = 0.05
-_NEIGHBOURS = 0.5
+_NEIGHBOURS = 0.25
+"""Seconds between looks at the processes of other workers of this machine."""
+_REGISTER = 3.0
+"""Seconds between looks at the register of workers."""
+_RECONCILE = 60.0
+"""Seconds between comparisons of what the store says we run with what we run."""
 _PRUNE = 5.0
 _PRUNE_ON = 0.0
 """Seconds until the next pruning when one has not got through."""
@@ -48,7 +53,13 @@ class Duties:
         self._luck = random.Random()  # noqa: S311
         now = time.monotonic()
         self._heartbeat_at = now + supervisor.settings.heartbeat
+        self._heard = 0
+        """The number of the last order."""
+        self._neighbours: list[WorkerRecord] = []
+        """The other workers that are alive, as the register had them."""
         self._neighbours_at = now
+        self._register_at = now
+        self._reconcile_at = now + _RECONCILE
         self._prune_at = now + _PRUNE * self._luck.random()
         self._watch_at = now
         self._memory_at = now
@@ -56,7 +67,7 @@ class Duties:
     def next_at(self, *, busy: bool) -> float:
         """When the next duty is due; executors are watched only while they have jobs."""
         watch = self._watch_at if busy else math.inf
-        return min(self._heartbeat_at, self._neighbours_at, self._prune_at, watch)
+        return min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, self._prune_at, watch)
 
     def perform(self, now: float) -> None:
         """Do what is due."""
@@ -68,7 +79,9 @@ class Duties:
                 self.heartbeat()
             if now >= self._neighbours_at:
                 self._neighbours_at = now + _NEIGHBOURS
-                self._rescue()
+                self._look_at_neighbours(now)
+            if now >= self._reconcile_at or self._desk.doubtful:
+                self._reconcile(now)
             if now >= self._prune_at:
                 self._prune(now)
 
@@ -76,15 +89,18 @@ class Duties:
         """Renew the leases, and do as ordered."""
         supervisor = self._supervisor
         self._heartbeat_at = time.monotonic() + supervisor.settings.heartbeat
-        operation = self._store.heartbeat(supervisor.id, supervisor.status, millis(supervisor.settings.lease))
+        lease = millis(supervisor.settings.lease)
+        operation = self._store.heartbeat(supervisor.id, supervisor.status, lease, self._heard)
         with self._store_may_fail():
             try:
-                orders = self._runner.run(operation)
+                answer = self._runner.run(operation)
             except WorkerGone:
                 supervisor.begin_anew()
                 return
             before = supervisor.phase
-            for order in orders:
+            self._desk.recovered()
+            self._heard = answer.last
+            for order in answer.orders:
                 supervisor.obey(order)
             if supervisor.phase is not before:
                 self.tell()
@@ -93,22 +109,37 @@ class Duties:
         """Let the next heartbeat come at once: people look whether the worker has obeyed."""
         self._heartbeat_at = 0.0
 
-    def _rescue(self) -> None:
+    def _look_at_neighbours(self, now: float) -> None:
         """Take over from workers that died: those of this machine that are no process any more, at once; others
-        when their lease has ended. Reading costs little, so only a reason makes this write."""
-        records = self._runner.run(self._store.workers())
-        others = [each for each in records if each.gone is None and each.info.id != self._supervisor.id]
-        if not others:
-            return
-        now = time.time() * 1000
-        dead = [each.info.id for each in others if is_dead_neighbour(each.info, self._here)]
-        # The store decides by its own clock whether a lease has ended; ours only says when to ask.
-        if dead or any(each.lease_until <= now for each in others):
+        when their lease has ended. The register is asked now and then, and only a reason makes this write."""
+        if now >= self._register_at:
+            self._register_at = now + _REGISTER
+            records = self._runner.run(self._store.workers())
+            self._neighbours = [
+                each for each in records if each.gone is None and each.info.id != self._supervisor.id
+            ]
+        dead = [each.info.id for each in self._neighbours if is_dead_neighbour(each.info, self._here)]
+        # The store decides whether a lease has ended; this only says when to ask.
+        late = self._desk.store_time()
+        if dead or any(each.lease_until <= late for each in self._neighbours):
+            self._register_at = 0.0
             for rescued in self._runner.run(self._store.rescue(dead)):
                 log.warning(
                     "worker %s died; %d of its jobs run again, %d are dead",
                     rescued.worker, rescued.again, rescued.dead,
                 )  # fmt: skip
+
+    def _reconcile(self, now: float) -> None:
+        """Give back jobs that are leased to us in an answer that never came. An answer can be lost without a word, and
+        its statement be carried out late, so this is done now and then without a reason, too."""
+        self._reconcile_at = now + _RECONCILE
+        held = self._runner.run(self._store.holding(self._supervisor.id))
+        self._desk.doubtful = False
+        known = self._supervisor.known_leases()
+        lost = [each for each in held if (each.id, each.lease) not in known]
+        if lost:
+            log.warning("%d jobs were claimed in an answer that was lost; they go back", len(lost))
+            self._desk.outcomes += [Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in lost]
 
     def _prune(self, now: float) -> None:
         done = self._runner.run(self._store.prune(_retention(self._supervisor.retention), _PRUNE_JOBS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,11 @@ from ferryman.worker.member import launch_process
 from ferryman.worker.supervisor import Supervisor
 
 __all__ = ["WorkerStart", "run_worker"]
+
+log = logging.getLogger("ferryman.worker")
+
+_LEAVE_TAKING = 10.0
+"""Seconds that a worker may take, beyond its shutdown timeout, to tell the store that it leaves."""
 
 
 class WorkerStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,11 +59,26 @@ def run_worker(start: WorkerStart) -> int:
         queues=start.queues,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop())
+        signal.signal(number, lambda *_: _stop(supervisor))
     if start.reload:
         _reload_on_change(supervisor)
     supervisor.run()
     return 0
+
+
+def _stop(supervisor: Supervisor) -> None:
+    """Tell it to stop; if it hangs in a store that does not answer, end without it. What it leaves is as after a kill:
+    others take its jobs over when its lease has ended."""
+    supervisor.stop()
+    patience = supervisor.settings.shutdown_timeout + _LEAVE_TAKING
+    watch = threading.Timer(patience, _end_at_once, (patience,))
+    watch.daemon = True
+    watch.start()
+
+
+def _end_at_once(patience: float) -> None:
+    log.critical("could not stop within %g s, since the store does not answer; ending without it", patience)
+    os._exit(1)
 
 
 def _open_shared_store(url: str) -> Store:

@@ -32,6 +32,7 @@ from ferryman.worker.frames import ExecutorHello, Frame, Kind
 from ferryman.worker.identity import new_worker_id
 from ferryman.worker.member import Launch, Member
 from ferryman.worker.register import worker_info
+from ferryman.worker.sweeper import Sweeper
 
 __all__ = ["OpenStore", "Phase", "Supervisor"]
 
@@ -75,6 +76,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._desk: Desk | None = None
         self._duties: Duties | None = None
+        self._sweeper: Sweeper | None = None
         self._suspects: deque[Claim] = deque()
         self._deadline = 0.0
         self._told: deque[str] = deque()
@@ -121,6 +123,8 @@ class Supervisor:
     def _end(self) -> None:
         """Kill what still runs; what it ran goes back."""
         self.phase = Phase.KILLED
+        if self._sweeper is not None:
+            self._sweeper.stop()
         for member in list(self.crew.members):
             self._lose(member, "its worker stopped before it was done")
         if self._desk is not None:
@@ -290,6 +294,9 @@ class Supervisor:
         self._desk = desk
         self._selector.register(desk.waker.fileno(), selectors.EVENT_READ, self._hear_bell)
         self._duties = Duties(self, desk)
+        if hello.settings.blobs.url is not None:
+            self._sweeper = Sweeper(desk.store, hello.settings.blobs.url, self.id)
+            self._sweeper.start()
         served = "all queues" if self._queues is None else f"queues {', '.join(self._queues)}"
         log.info(
             "worker %s serves %s of %s with %d tasks, %d jobs at a time in %d executors",
@@ -322,6 +329,14 @@ class Supervisor:
         state: Any = "draining" if self.phase is Phase.KILLED else self.phase.value
         failed = self._desk.failed if self._desk is not None else 0
         return WorkerStatus(state=state, running=self.crew.running(), done=self.done, failed=failed)
+
+    def known_leases(self) -> set[tuple[JobId, int]]:
+        """All jobs that were claimed and whose outcome the store has not acknowledged."""
+        known = {(claim.id, claim.lease) for claim in self._suspects}
+        known.update((outcome.id, outcome.lease) for outcome in self._outcomes)
+        for member in self.crew.members:
+            known.update((held.claim.id, held.claim.lease) for held in member.jobs.values())
+        return known
 
     def obey(self, order: Order) -> None:
         """Do what the store was told that this worker should."""

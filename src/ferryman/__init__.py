@@ -5,7 +5,7 @@ Everything that most programs need can be imported from here. Start with `Ferrym
 
 from ferryman.codec import Codec, JsonFormat, MsgpackFormat, PickleFormat
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
-from ferryman.context import Cancelled, Context, SoftTimeout
+from ferryman.context import Cancelled, Context, SoftTimeout, Transaction
 from ferryman.errors import (
     BadArguments,
     FerrymanError,
@@ -55,6 +55,7 @@ __all__ = [
     "State",
     "StoreError",
     "Task",
+    "Transaction",
     "Unique",
     "WorkerSettings",
 ]

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
@@ -19,14 +19,16 @@ from ferryman.binding import bind_by_name
 from ferryman.clock import Clock
 from ferryman.codec import Codec
 from ferryman.config import Settings, load_settings
-from ferryman.context import Context
+from ferryman.context import Transaction
 from ferryman.errors import ConfigError, QueueFull, UnknownTask
 from ferryman.handle import JobHandle
-from ferryman.io.operation import AsyncRunner, Procedure, Wait, aperform, perform
+from ferryman.io.operation import AsyncRunner, Inside, Procedure, Wait, aperform, inside, perform
 from ferryman.job import FINISHED, JobId, NewJob, new_id
+from ferryman.once import Once, OnceKey, Window
 from ferryman.options import Options, new_job_template
+from ferryman.payload import Payloads
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, Filter, LaneCounts, QueueSettings, Store
+from ferryman.store.port import Enqueued, Filter, Guest, LaneCounts, QueueRecord, QueueSettings, Store
 from ferryman.task import Call, Task, TaskOptions
 
 __all__ = ["App", "TaskDecorator"]
@@ -34,18 +36,20 @@ __all__ = ["App", "TaskDecorator"]
 _AT_ONCE = 1_000
 """Jobs that one transaction changes, so that it does not hold up others."""
 
+_Overflow = Literal["block", "reject", "drop_oldest"]
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
 
 class TaskDecorator(Protocol):
-    """Makes a task of a function; a first parameter of type `Context` is the worker's to give."""
+    """Makes a task of a function; a first parameter of type `Context` or `Transaction` is the worker's to give."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[Context, P], Awaitable[R]]) -> Task[P, R]: ...
+    def __call__(self, function: Callable[Concatenate[Transaction, P], Awaitable[R]]) -> Task[P, R]: ...
     @overload
-    def __call__(self, function: Callable[Concatenate[Context, P], R]) -> Task[P, R]: ...
+    def __call__(self, function: Callable[Concatenate[Transaction, P], R]) -> Task[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, Awaitable[R]]) -> Task[P, R]: ...
     @overload
@@ -65,12 +69,14 @@ class App:
         store: Store | None = None,
     ) -> None:
         """`url` names the store: ``sqlite:///jobs.db`` (a path relative to the working directory;
-        ``sqlite:////var/lib/jobs.db`` is absolute) or ``memory://``. Without, the environment, the file
-        ``ferryman.toml`` and the default ``sqlite:///ferryman.db`` are asked in this order."""
+        ``sqlite:////var/lib/jobs.db`` is absolute), ``redis://host:6379/0``, ``postgresql://user@host/database`` or
+        ``memory://``. Without, the environment, the file ``ferryman.toml`` and the default ``sqlite:///ferryman.db``
+        are asked in this order."""
         self.settings = settings or load_settings(url=url)
         self.codec = codec or Codec(
-            max_bytes=self.settings.max_payload, compress_above=self.settings.compress_above
+            max_bytes=self.settings.most_bytes, compress_above=self.settings.compress_above
         )
+        self.payloads = Payloads(self.settings.blobs, lambda: self.store)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.queue_settings: dict[str, QueueSettings] = {}
         self._clock = clock
@@ -82,7 +88,7 @@ class App:
         )
 
     def __repr__(self) -> str:
-        return f"<app on {self.settings.url}, {len(self.tasks)} tasks>"
+        return f"<app on {self.store.url}, {len(self.tasks)} tasks>"
 
     @property
     def store(self) -> Store:
@@ -98,9 +104,9 @@ class App:
     # -- registering -----------------------------------------------------------------------------------
 
     @overload
-    def task(self, function: Callable[Concatenate[Context, P], Awaitable[R]], /) -> Task[P, R]: ...
+    def task(self, function: Callable[Concatenate[Transaction, P], Awaitable[R]], /) -> Task[P, R]: ...
     @overload
-    def task(self, function: Callable[Concatenate[Context, P], R], /) -> Task[P, R]: ...
+    def task(self, function: Callable[Concatenate[Transaction, P], R], /) -> Task[P, R]: ...
     @overload
     def task(self, function: Callable[P, Awaitable[R]], /) -> Task[P, R]: ...
     @overload
@@ -124,11 +130,15 @@ class App:
         fair: bool = False,
         weights: Mapping[str, float] | None = None,
         max_size: int | None = None,
-        overflow: Literal["block", "reject", "drop_oldest"] = "reject",
+        overflow: _Overflow = "reject",
     ) -> QueueSettings:
         """Say how a queue behaves; see `ferryman.store.port.QueueSettings`."""
         if max_size is not None and max_size < 1:
             raise ConfigError(f"queue {name!r}: max_size must be at least 1")
+        if overflow not in get_args(_Overflow):
+            raise ConfigError(
+                f"queue {name!r}: overflow {overflow!r} is none of {', '.join(get_args(_Overflow))}"
+            )
         if any(weight <= 0 for weight in (weights or {}).values()):
             raise ConfigError(f"queue {name!r}: weights must be positive")
         settings = QueueSettings(
@@ -151,25 +161,37 @@ class App:
         """`enqueue`, awaited."""
         return (await self.aenqueue_jobs([self._job_by_name(task, args, kwargs)]))[0]
 
-    def enqueue_many(self, calls: Iterable[Call[Any]]) -> list[JobHandle[Any]]:
-        """Store a job for each call (`Task.call`), of any tasks, all or none."""
-        return self.enqueue_jobs([call.job for call in calls])
+    def enqueue_many(self, calls: Iterable[Call[Any]], *, using: object = None) -> list[JobHandle[Any]]:
+        """Store a job for each call (`Task.call`), of any tasks, all or none; `using` is that of `Task.options`."""
+        calls = list(calls)
+        return self.enqueue_jobs([call.job for call in calls], using=_common_using(calls, using))
 
-    async def aenqueue_many(self, calls: Iterable[Call[Any]]) -> list[JobHandle[Any]]:
+    async def aenqueue_many(
+        self, calls: Iterable[Call[Any]], *, using: object = None
+    ) -> list[JobHandle[Any]]:
         """`enqueue_many`, awaited."""
-        return await self.aenqueue_jobs([call.job for call in calls])
+        calls = list(calls)
+        return await self.aenqueue_jobs([call.job for call in calls], using=_common_using(calls, using))
 
     def enqueue_jobs(
-        self, jobs: Sequence[NewJob], decode_result: Callable[[bytes], Any] | None = None
+        self,
+        jobs: Sequence[NewJob],
+        decode_result: Callable[[bytes], Any] | None = None,
+        *,
+        using: object = None,
     ) -> list[JobHandle[Any]]:
-        """Store jobs as they are, all or none."""
-        return self._handles(self.perform(self._enqueue(jobs)), jobs, decode_result)
+        """Store jobs as they are, all or none; `using` is that of `Task.options`."""
+        return self._handles(self.perform(self._enqueue(jobs, using)), jobs, decode_result)
 
     async def aenqueue_jobs(
-        self, jobs: Sequence[NewJob], decode_result: Callable[[bytes], Any] | None = None
+        self,
+        jobs: Sequence[NewJob],
+        decode_result: Callable[[bytes], Any] | None = None,
+        *,
+        using: object = None,
     ) -> list[JobHandle[Any]]:
         """`enqueue_jobs`, awaited."""
-        return self._handles(await self.aperform(self._enqueue(jobs)), jobs, decode_result)
+        return self._handles(await self.aperform(self._enqueue(jobs, using)), jobs, decode_result)
 
     # -- many at once ----------------------------------------------------------------------------------
 
@@ -193,6 +215,46 @@ class App:
     def job(self, id: str) -> JobHandle[Any]:
         """A handle on a job that was enqueued elsewhere, or long ago."""
         return JobHandle(self, JobId(id), self.codec.decoder(Any))
+
+    # -- effects outside the store -----------------------------------------------------------------
+
+    def once(
+        self,
+        key: str,
+        call: Callable[[], R],
+        *,
+        ttl: float = 86_400.0,
+        lease: float = 60.0,
+        using: object = None,
+    ) -> Once[R]:
+        """Make a call once for a key, however often the job that makes it runs: later calls get the first one's
+        result, for `ttl` seconds.
+
+        While one program makes the call, others wait for its result; after `lease` seconds they take it for dead,
+        so it must be longer than the call takes. A call that raises is not remembered. If its program is killed
+        between the call and the note of its result, the call is made again: give the key to the other side as
+        well, if that knows idempotency keys.
+
+        With `using`, a connection as for `Task.options`, the key is kept inside the transaction that is open there:
+        then the effects of the call in that database and the key are committed together, and no kill can part them.
+        """
+        return OnceKey(self, key, ttl, lease, using).run(call)
+
+    async def aonce(
+        self,
+        key: str,
+        call: Callable[[], Awaitable[R]],
+        *,
+        ttl: float = 86_400.0,
+        lease: float = 60.0,
+        using: object = None,
+    ) -> Once[R]:
+        """`once`, awaited."""
+        return await OnceKey(self, key, ttl, lease, using).arun(call)
+
+    def window(self, name: str, *, seconds: float = 86_400.0) -> Window:
+        """What a consumer of messages has seen of late, so that it leaves out what comes twice."""
+        return Window(self, name, seconds)
 
     # -- performing ------------------------------------------------------------------------------------
 
@@ -246,10 +308,13 @@ class App:
             template, id=new_id(), args=bind_by_name(self.codec, name, args, kwargs)
         )
 
-    def _enqueue(self, jobs: Sequence[NewJob]) -> Procedure[list[Enqueued]]:
+    def _enqueue(self, jobs: Sequence[NewJob], using: object) -> Procedure[list[Enqueued]]:
+        if using is not None:
+            return (yield from self._enqueue_inside(self.store.using(using), jobs))
         if self._undeclared:
             yield self.store.declare(list(self.queue_settings.values()))
             self._undeclared = False
+        jobs = yield from self.payloads.stow_args(jobs)
         while True:
             try:
                 answers: list[Enqueued] = yield self.store.enqueue(jobs)
@@ -261,6 +326,23 @@ class App:
                 yield Wait(0.05)
             else:
                 return answers
+
+    def _enqueue_inside(self, guest: Guest, jobs: Sequence[NewJob]) -> Procedure[list[Enqueued]]:
+        before = self._prepare_inside(jobs, guest.exclusive)
+        jobs = yield from inside(guest.runner, before) if guest.exclusive else before
+        # A full queue is not waited for: nobody could empty it, as seen from inside this transaction.
+        answers: list[Enqueued] = yield Inside(guest.runner, guest.enqueue(jobs))
+        return answers
+
+    def _prepare_inside(self, jobs: Sequence[NewJob], tentative: bool) -> Procedure[Sequence[NewJob]]:
+        if self._undeclared:
+            # What is declared inside may be rolled back, so this goes on until somebody has declared for good.
+            records: list[QueueRecord] = yield self.store.queues()
+            declared = [record.settings for record in records]
+            missing = [settings for settings in self.queue_settings.values() if settings not in declared]
+            if missing:
+                yield self.store.declare(missing)
+        return (yield from self.payloads.stow_args(jobs, tentative=tentative))
 
     def _replay(self, which: Filter) -> Procedure[int]:
         lanes: list[LaneCounts] = yield self.store.lanes()
@@ -293,6 +375,19 @@ class App:
     def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
         task = self.tasks.get(name)
         return task.binding.decode_result if task else self.codec.decoder(Any)
+
+
+def _common_using(calls: Sequence[Call[Any]], using: object) -> object:
+    """The one connection that is meant: by the batch, or by the tasks that were called. Raises ConfigError."""
+    meant = {id(call.task.using): call.task.using for call in calls}
+    if using is not None:
+        meant[id(using)] = using
+        meant.pop(id(None), None)
+    if len(meant) > 1:
+        raise ConfigError(
+            "the calls of a batch are stored in one transaction, and these were given different using="
+        )
+    return next(iter(meant.values()), using)
 
 
 def _module_name(function: Callable[..., Any]) -> str:

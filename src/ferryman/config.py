@@ -17,7 +17,7 @@ import msgspec
 
 from ferryman.errors import ConfigError
 
-__all__ = ["RetentionSettings", "Settings", "WorkerSettings", "load_settings"]
+__all__ = ["BlobSettings", "RetentionSettings", "Settings", "WorkerSettings", "load_settings"]
 
 DEFAULT_URL = "sqlite:///ferryman.db"
 
@@ -70,17 +70,40 @@ class RetentionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ValueError("retention must not be negative")
 
 
+class BlobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where large arguments and results lie outside the store."""
+
+    url: str | None = None
+    """``file:///var/lib/ferryman/blobs`` (a directory that all machines share) or ``s3://bucket/prefix``, with
+    ``?endpoint=https://…`` for services other than Amazon's. Without one, all payloads stay in the store."""
+    above: int = 64 * 1024
+    """Bytes from which on a payload is kept outside."""
+    max_payload: int = 256 * 1024 * 1024
+    """Bytes that a payload may have, if there is a place outside; takes the place of ``max_payload``."""
+
+    def __post_init__(self) -> None:
+        if self.above < 1_024 or self.max_payload < self.above:
+            raise ValueError("blobs.above must be at least 1024, and blobs.max_payload not less than that")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be configured outside the code of tasks."""
 
     url: str = DEFAULT_URL
-    """Where the jobs live: ``sqlite:///jobs.db``, ``sqlite:////var/lib/jobs.db`` or ``memory://``."""
+    """Where the jobs live: ``sqlite:///jobs.db``, ``sqlite:////var/lib/jobs.db``, ``redis://host:6379/0``,
+    ``postgresql://user:password@host:5432/database`` or ``memory://``."""
     max_payload: int = 4 * 1024 * 1024
     """Bytes that the arguments or the result of a job may have."""
     compress_above: int = 2_048
     """Bytes from which on payloads are compressed."""
     worker: WorkerSettings = WorkerSettings()
     retention: RetentionSettings = RetentionSettings()
+    blobs: BlobSettings = BlobSettings()
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that a payload may have, wherever it is kept."""
+        return self.max_payload if self.blobs.url is None else self.blobs.max_payload
 
 
 def load_settings(
@@ -161,7 +184,7 @@ def _did_you_mean(message: str) -> str:
     wrong = message.split("`")[1]
     known = [
         field.name
-        for struct in (Settings, WorkerSettings, RetentionSettings)
+        for struct in (Settings, WorkerSettings, RetentionSettings, BlobSettings)
         for field in msgspec.structs.fields(struct)
     ]
     near = difflib.get_close_matches(wrong, known, n=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "AppNotFound",
     "BadArguments",
+    "BlobError",
     "ConfigError",
     "FerrymanError",
     "InvalidJob",
@@ -18,6 +19,7 @@ __all__ = [
     "JobExpired",
     "JobNotFound",
     "JobUnfinished",
+    "LeaseLost",
     "MissingExtra",
     "PayloadError",
     "QueueFull",
@@ -101,7 +103,8 @@ class QueueFull(FerrymanError):
 
 
 class StoreError(FerrymanError):
-    """The store could not do its part; the operation changed nothing."""
+    """The store could not do its part. The operation changed nothing, unless its answer was lost on the way: then
+    nobody can tell, and to do it again is safe, since jobs are known by their ids and outcomes by their leases."""
 
 
 class StoreUnavailable(StoreError):
@@ -124,8 +127,17 @@ class StoreVersionError(StoreError):
     """The store was made by another version of Ferryman that this one cannot read."""
 
 
+class BlobError(StoreError):
+    """The place for large payloads cannot be reached, or does not do its part; trying again may help."""
+
+
 class WorkerGone(FerrymanError):
     """The worker is not on the store's register (any more): its jobs are, or will be, run by others."""
+
+
+class LeaseLost(FerrymanError):
+    """The job is not this attempt's any more: its worker was taken for dead, or somebody cancelled it. What it did in
+    the transaction is to be rolled back."""
 
 
 # -- the job's own end: what `job.result()` raises ----------------------------------------------------

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+import msgspec
+
 from ferryman.errors import JobCancelled, JobDied, JobExpired, JobNotFound, ResultExpired, ResultTimeout
 from ferryman.io.operation import Procedure, Wait
 from ferryman.job import FINISHED, Job, JobId, State
+from ferryman.payload import is_reference
 from ferryman.store.port import Filter
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ class JobHandle(Generic[R]):
         """Wait for the job to finish and return what the task returned, as its annotation says.
 
         Raises JobDied, JobCancelled or JobExpired if it ended so, ResultTimeout after `timeout` seconds,
-        JobNotFound if the store does not know it (any more), ResultExpired if the result's time is over.
+        JobNotFound if the store does not know it (any more), ResultExpired if the result's time is over, BlobError
+        if the result lies outside the store, in a place that does not answer.
         """
         return self._app.perform(self._result(timeout))
 
@@ -102,6 +106,9 @@ class JobHandle(Generic[R]):
         while True:
             job = yield from self._record()
             if job.state in FINISHED:
+                if is_reference(job.result):
+                    result = yield from self._app.payloads.fetch(cast("bytes", job.result))
+                    job = msgspec.structs.replace(job, result=result)
                 return cast("R", self._unpack(job))
             rest = 1.0 if give_up is None else give_up - time.monotonic()
             if rest <= 0:

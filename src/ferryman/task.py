@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from ferryman.app import App
     from ferryman.job import OnParentFailure
 
-__all__ = ["Call", "JobOptions", "Task", "TaskOptions"]
+__all__ = ["Call", "CallOptions", "JobOptions", "Task", "TaskOptions"]
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 
 class JobOptions(TypedDict, total=False):
-    """Keywords of `Task.options`; `ferryman.options.Options` says what each means."""
+    """What can be said of a job; `ferryman.options.Options` says what each means."""
 
     queue: str
     priority: Priority
@@ -51,6 +51,12 @@ class JobOptions(TypedDict, total=False):
     tenant: str | None
     tags: Sequence[str]
     result_ttl: float | None
+
+
+class CallOptions(JobOptions, total=False):
+    """Keywords of `Task.options`: those of a job, and in whose transaction it is stored."""
+
+    using: object
 
 
 class TaskOptions(JobOptions, total=False):
@@ -84,11 +90,14 @@ class Task(Generic[P, R]):
         name: str,
         options: Options,
         changed: Mapping[str, Any] | None = None,
+        using: object = None,
     ) -> None:
         self.app = app
         self.function = function
         self.name = name
         self.settings = options
+        self.using = using
+        """The connection in whose transaction jobs are stored; None for one of their own."""
         self._changed = dict(changed or {})
         self._template = new_job_template(name, options, self._changed)
         self._per_call = callable(options.key) or "{" in (self._template.key or "") or bool(options.unique)
@@ -106,15 +115,23 @@ class Task(Generic[P, R]):
         """How the function is called; made when first needed, since annotations may name what comes later."""
         return Binding(self.function, self.app.codec, Context, self.name)
 
-    def options(self, **changes: Unpack[JobOptions]) -> Task[P, R]:
-        """This task with other options, for the jobs that are enqueued through what this returns."""
+    def options(self, **changes: Unpack[CallOptions]) -> Task[P, R]:
+        """This task with other options, for the jobs that are enqueued through what this returns.
+
+        `using` takes a connection to the store's database (of sqlite3, aiosqlite, psycopg, asyncpg, SQLAlchemy or
+        Django; an SQLAlchemy session, too). Jobs are then stored inside the transaction that is open on it: its
+        commit starts them, and if it is rolled back, there are none.
+        """
+        using = changes.pop("using", self.using)
         try:
             options = msgspec.structs.replace(self.settings, **changes)
         except TypeError as error:
             raise ConfigError(f"the options of {self.name}: {error}") from error
         if self.settings.at_most_once and "retry" in changes:
             raise ConfigError(f"{self.name} runs at most once; its jobs cannot be retried")
-        changed: Task[P, R] = Task(self.app, self.function, self.name, options, {**self._changed, **changes})
+        changed: Task[P, R] = Task(
+            self.app, self.function, self.name, options, {**self._changed, **changes}, using
+        )
         changed.__dict__["binding"] = self.binding
         return changed
 
@@ -124,19 +141,22 @@ class Task(Generic[P, R]):
         Raises BadArguments or PayloadError if the task cannot be called like this, QueueFull if the queue's
         bound is reached, UnknownParent, or a StoreError; then nothing was stored.
         """
-        return self.app.enqueue_jobs([self.new_job(args, kwargs)], self.binding.decode_result)[0]
+        jobs = [self.new_job(args, kwargs)]
+        return self.app.enqueue_jobs(jobs, self.binding.decode_result, using=self.using)[0]
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R]:
         """`enqueue`, awaited."""
-        return (await self.app.aenqueue_jobs([self.new_job(args, kwargs)], self.binding.decode_result))[0]
+        jobs = [self.new_job(args, kwargs)]
+        return (await self.app.aenqueue_jobs(jobs, self.binding.decode_result, using=self.using))[0]
 
     def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[JobHandle[R]]:
         """Store a job for each call, all or none. A call is a sequence of arguments, or a mapping by name."""
-        return self.app.enqueue_jobs(self._new_jobs(calls), self.binding.decode_result)
+        return self.app.enqueue_jobs(self._new_jobs(calls), self.binding.decode_result, using=self.using)
 
     async def aenqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[JobHandle[R]]:
         """`enqueue_many`, awaited."""
-        return await self.app.aenqueue_jobs(self._new_jobs(calls), self.binding.decode_result)
+        jobs = self._new_jobs(calls)
+        return await self.app.aenqueue_jobs(jobs, self.binding.decode_result, using=self.using)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """A call to be enqueued with others by `App.enqueue_many`, typed as the task is."""

@@ -78,6 +78,8 @@ class Ferry:
         self.reopen = reopen
         """Opens the same place a second time; only for stores that are shared."""
         self.runner: Runner = store.runner()
+        self._heard: dict[WorkerId, int] = {}
+        """The number of the last order that a worker has heard."""
         self.register(W1)
 
     def run(self, operation: Operation[T]) -> T:
@@ -150,7 +152,11 @@ class Ferry:
         return done
 
     def heartbeat(self, worker: WorkerId = W1, lease: int = LEASE) -> list[Order]:
-        return self.run(self.store.heartbeat(worker, WorkerStatus(), lease))
+        """The orders that it has not heard yet."""
+        heard = self._heard.get(worker, 0)
+        answer = self.run(self.store.heartbeat(worker, WorkerStatus(), lease, heard))
+        self._heard[worker] = answer.last
+        return list(answer.orders)
 
     def parents_of(self, job: JobId, offset: int = 0, limit: int = ALL) -> list[ParentResult]:
         return self.run(self.store.parent_results(job, offset, limit))

@@ -318,3 +318,9 @@ def test_statistics_outlive_the_jobs(ferry: Ferry) -> None:
 
     (row,) = _stats(ferry)
     assert (row.enqueued, row.succeeded) == (1, 1)
+
+
+def test_a_store_tells_its_time(ferry: Ferry) -> None:
+    ferry.clock.advance(12.5)
+
+    assert ferry.run(ferry.store.time()) == ferry.clock.now()

@@ -298,7 +298,10 @@ def test_an_operation_that_breaks_does_not_harm_those_beside_it(ferry: Ferry) ->
 
     _in_threads(race)
 
-    assert {job.id for job in ferry.jobs()} == set(kept)
+    stored = {job.id for job in ferry.jobs()}
+    if ferry.store.capabilities.undoes_late:
+        assert stored == set(kept)
+    assert stored >= set(kept)
 
 
 def test_a_thread_beside_a_crowd_of_coroutines_gets_its_own_answers(ferry: Ferry) -> None:

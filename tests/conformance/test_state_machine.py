@@ -114,6 +114,7 @@ class Crossing(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.store.close()
+        self.candidate.clear(Path(self.folder.name))
         self.folder.cleanup()
 
     def _sign_on(self, slot: int) -> WorkerId:
@@ -263,7 +264,7 @@ class Crossing(RuleBasedStateMachine):
             self.workers[slot] = self._sign_on(slot)
             return
 
-        orders = self.runner.run(operation)
+        orders = self.runner.run(operation).orders
 
         rows = self.model.rows
         assert {(o.job, rows[o.job].lease) for o in orders if o.job in rows} <= self.model.told

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import OutcomeKind, State, UniqueKey
-from ferryman.store.port import Enqueued
+from ferryman.store.port import Enqueued, Filter
 
-from .driver import Ferry, new_job
+from .driver import ALL, Ferry, new_job
 
 UNTIL_FINISHED = UniqueKey("report")
 UNTIL_STARTED = UniqueKey("report", until="started")
@@ -182,3 +182,19 @@ def test_a_duplicate_changes_nothing_about_the_job_that_has_the_key(ferry: Ferry
 
     assert ferry.history(first) == before
     assert ferry.state(third) is State.PARKED
+
+
+def test_a_job_born_cancelled_leaves_its_key_to_the_next_of_its_batch(ferry: Ferry) -> None:
+    failed = ferry.add()
+    ferry.run(ferry.store.cancel(Filter(ids=(failed,)), ALL))
+    first, second = (new_job(after=(failed,), unique=UNTIL_FINISHED) for _ in range(2))
+    third, fourth = (new_job(unique=UNTIL_FINISHED) for _ in range(2))
+
+    answers = ferry.enqueue(first, second, third, fourth)
+
+    assert answers == [
+        Enqueued(first.id),
+        Enqueued(second.id),
+        Enqueued(third.id),
+        Enqueued(third.id, duplicate=True),
+    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import threading
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from ferryman.store.port import Order, Waker
 
@@ -16,6 +18,16 @@ def _hears(waker: Waker) -> bool:
     for _ in range(int(30 / waker.poll) + 1):
         readable, _, _ = select.select([waker.fileno()], [], [], waker.poll)
         if readable or waker.changed():
+            return True
+    return False
+
+
+def _falls_silent(waker: Waker) -> bool:
+    """Whether it is silent when it was drained. A ring may have been under way when its news was heard otherwise."""
+    for _ in range(20):
+        waker.drain()
+        waker.changed()
+        if not select.select([waker.fileno()], [], [], 0.05)[0] and not waker.changed():
             return True
     return False
 
@@ -64,9 +76,7 @@ def test_a_bell_that_was_drained_is_silent_until_it_is_rung_again(ferry: Ferry) 
     ferry.add()
     assert _hears(waker)
 
-    waker.drain()
-    waker.changed()
-    silent = select.select([waker.fileno()], [], [], 0)[0] == [] and not waker.changed()
+    silent = _falls_silent(waker)
     ferry.add()
 
     assert silent
@@ -107,9 +117,9 @@ def test_another_store_of_the_same_place_rings_too(shared_ferry: Ferry) -> None:
     waker.close()
 
 
-def test_a_store_says_what_it_is(ferry: Ferry, candidate: Candidate) -> None:
+def test_a_store_says_what_it_is(ferry: Ferry, candidate: Candidate, tmp_path: Path) -> None:
     capabilities = ferry.store.capabilities
 
     assert capabilities.name.lower() == candidate.name
     assert capabilities.shared == candidate.shared
-    assert ferry.store.url.startswith(candidate.name)
+    assert urlsplit(ferry.store.url).scheme == urlsplit(candidate.url(tmp_path)).scheme

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ferryman.job import OutcomeKind, State, WorkerId
-from ferryman.store.port import Order, Rescued, WorkerRecord, WorkerStatus
+from ferryman.store.port import Held, Order, Rescued, WorkerRecord, WorkerStatus
 
 from .driver import LEASE, W1, W2, W3, Ferry, worker_info
 
@@ -61,6 +61,35 @@ def test_an_order_is_given_once_and_in_order(ferry: Ferry) -> None:
     assert ferry.heartbeat(W2) == []
     assert ferry.heartbeat(W1) == orders
     assert ferry.heartbeat(W1) == []
+
+
+def test_an_order_whose_answer_was_lost_is_given_again(ferry: Ferry) -> None:
+    ferry.run(ferry.store.order([W1], Order("pause")))
+    ferry.run(ferry.store.heartbeat(W1, WorkerStatus(), LEASE))
+    ferry.run(ferry.store.order([W1], Order("resume")))
+
+    again = ferry.run(ferry.store.heartbeat(W1, WorkerStatus(), LEASE))
+    ferry.run(ferry.store.order([W1], Order("pause")))
+    after = ferry.run(ferry.store.heartbeat(W1, WorkerStatus(), LEASE, heard=again.last))
+    at_last = ferry.run(ferry.store.heartbeat(W1, WorkerStatus(), LEASE, heard=after.last))
+
+    assert [order.kind for order in again.orders] == ["pause", "resume"]
+    assert [order.kind for order in after.orders] == ["pause"]
+    assert at_last.orders == []
+    assert at_last.last == after.last > again.last
+
+
+def test_what_a_worker_holds_can_be_asked(ferry: Ferry) -> None:
+    ferry.register(W2)
+    ferry.add_many(4)
+    mine, others = ferry.claim(3), ferry.claim(1, worker=W2)
+    ferry.succeed(mine[1])
+
+    held = ferry.run(ferry.store.holding(W1))
+
+    assert held == [Held(mine[0].id, mine[0].lease), Held(mine[2].id, mine[2].lease)]
+    assert [each.id for each in ferry.run(ferry.store.holding(W2))] == [others[0].id]
+    assert ferry.run(ferry.store.holding(W3)) == []
 
 
 def test_orders_are_left_for_workers_that_are_alive(ferry: Ferry) -> None:

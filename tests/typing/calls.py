@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+import sqlite3
+from typing import Any, assert_type
 
 from ferryman import Call, Context, Ferryman, JobHandle, State
 
@@ -85,3 +86,8 @@ def a_call_knows_the_type_of_the_result() -> None:
 def a_context_decodes_results_as_asked(ctx: Context) -> None:
     assert_type(ctx.results(Invoice), list[Invoice])
     assert_type(ctx.progress(0.5, "half"), None)
+
+
+def a_job_in_a_transaction_is_typed_as_any_other(connection: sqlite3.Connection) -> None:
+    assert_type(add.options(using=connection, delay=5).enqueue(1, 2), JobHandle[int])
+    assert_type(app.enqueue_many([add.call(1)], using=connection)[0].result(), Any)

@@ -96,3 +96,10 @@ def test_a_wrong_setting_is_named_with_where_it_stands(
 
     with pytest.raises(ConfigError, match=said):
         load_settings(environment, None if text is None else path)
+
+
+def test_a_queue_setting_that_makes_no_sense_is_refused_at_once() -> None:
+    app = Ferryman("memory://")
+
+    with pytest.raises(ConfigError, match="'nonsense' is none of block, reject, drop_oldest"):
+        app.queue("q", overflow="nonsense")  # type: ignore[arg-type]

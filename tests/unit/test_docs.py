@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 import click
+import psycopg
 import pytest
 
 import ferryman
@@ -30,6 +32,7 @@ from ferryman.config import load_settings
 from ferryman.face import Ferryman
 from ferryman.job import State
 from ferryman.options import Options
+from tests.services.shared import postgres_url
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,13 +81,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    """A PostgreSQL database that a reader has made for this page."""
+    name = f"docs_{os.getpid()}"
+    with psycopg.connect(postgres_url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+        yield urlunsplit(urlsplit(postgres_url())._replace(path=f"/{name}"))
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
 # -- python ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
 def test_the_examples_of_a_page_run_and_print_what_they_say(
-    page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    if "DATABASE_URL" in page.read_text(encoding="utf-8"):
+        monkeypatch.setenv("DATABASE_URL", request.getfixturevalue("database_url"))
     found = blocks(page, "python")
     code = [block for block in found if "\ndef test_" not in block.text]
     tests = [block for block in found if block not in code]

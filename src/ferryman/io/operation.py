@@ -13,13 +13,17 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = [
+    "Aside",
     "AsyncRunner",
+    "GuestRunner",
+    "Inside",
     "Operation",
     "Procedure",
     "Requests",
     "Runner",
     "Wait",
     "aperform",
+    "inside",
     "perform",
 ]
 
@@ -62,8 +66,27 @@ class Wait:
         self.seconds = seconds
 
 
+class Aside(Generic[T]):
+    """A procedure's wish for something that blocks and is not the store's, such as reading a file."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call = call
+
+
+class Inside(Generic[T]):
+    """A procedure's wish to have an operation performed by a guest, not by the runner of the store."""
+
+    __slots__ = ("guest", "operation")
+
+    def __init__(self, guest: GuestRunner, operation: Operation[T]) -> None:
+        self.guest = guest
+        self.operation = operation
+
+
 Procedure = Generator[Any, Any, T]
-"""Yields `Operation` and `Wait`; is sent the operations' results; returns its own."""
+"""Yields `Operation`, `Wait`, `Aside` and `Inside`; is sent the results of all but waits; returns its own."""
 
 
 class Runner(Protocol):
@@ -96,6 +119,22 @@ class AsyncRunner(Protocol):
     async def close(self) -> None: ...
 
 
+class GuestRunner(Protocol):
+    """Performs operations on a connection of the user's, as a part of the transaction that is open there.
+
+    It never commits or rolls back what is the user's: an operation that fails undoes only itself and leaves the
+    transaction as it was. On a connection that commits each statement by itself, an operation is one statement.
+    """
+
+    def run(self, operation: Operation[T]) -> T:
+        """Perform an operation in the calling thread. Raises ConfigError if the connection must be awaited."""
+        ...
+
+    async def arun(self, operation: Operation[T]) -> T:
+        """`run`, awaited. A connection that blocks does so here, too."""
+        ...
+
+
 def perform(runner: Runner, procedure: Procedure[T]) -> T:
     """Carry out a procedure in this thread."""
     answer: Any = None
@@ -108,10 +147,15 @@ def perform(runner: Runner, procedure: Procedure[T]) -> T:
             return result
         answer = error = None
         try:
-            if isinstance(request, Operation):
-                answer = runner.run(request)
-            else:
-                runner.wait(request.seconds)
+            match request:
+                case Operation():
+                    answer = runner.run(request)
+                case Aside():
+                    answer = request.call()
+                case Inside():
+                    answer = request.guest.run(request.operation)
+                case _:
+                    runner.wait(request.seconds)
         except BaseException as raised:
             error = raised
 
@@ -128,9 +172,31 @@ async def aperform(runner: AsyncRunner, procedure: Procedure[T]) -> T:
             return result
         answer = error = None
         try:
-            if isinstance(request, Operation):
-                answer = await runner.run(request)
-            else:
-                await runner.wait(request.seconds)
+            match request:
+                case Operation():
+                    answer = await runner.run(request)
+                case Aside():
+                    answer = await asyncio.to_thread(request.call)
+                case Inside():
+                    answer = await request.guest.arun(request.operation)
+                case _:
+                    await runner.wait(request.seconds)
         except (Exception, asyncio.CancelledError) as raised:
+            error = raised
+
+
+def inside(guest: GuestRunner, procedure: Procedure[T]) -> Procedure[T]:
+    """The same procedure, with all its operations performed by a guest."""
+    answer: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            request = procedure.throw(error) if error is not None else procedure.send(answer)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        answer = error = None
+        try:
+            answer = yield Inside(guest, request) if isinstance(request, Operation) else request
+        except BaseException as raised:
             error = raised

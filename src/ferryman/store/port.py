@@ -4,18 +4,20 @@ Every verb makes an `Operation`: one transaction over a batch, performed by a ru
 port knows which store it talks to, and no verb may be imitated: a store that cannot do one raises
 `Unsupported`. The docstrings are contracts, and `tests/conformance` holds every store to them.
 
-The verbs are sorted into four protocols: `Work` is what producers and workers call, `Coordination` is
-what policies share between workers, `Steering` and `Reading` are for people. `Store` is all of them.
+The verbs are sorted into five protocols: `Work` is what producers and workers call, `Coordination` is
+what policies share between workers, `Steering` and `Reading` are for people, `Moving` (in `cargo.py`) is for
+jobs that change stores. `Store` is all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from ferryman.io.operation import AsyncRunner, Operation, Runner
+from ferryman.io.operation import AsyncRunner, GuestRunner, Operation, Runner
 from ferryman.job import (
     Claim,
     ErrorInfo,
@@ -27,6 +29,7 @@ from ferryman.job import (
     State,
     WorkerId,
 )
+from ferryman.store.cargo import Moving
 
 __all__ = [
     "Capabilities",
@@ -36,12 +39,15 @@ __all__ = [
     "Enqueued",
     "Entry",
     "Filter",
+    "Guest",
+    "Held",
     "JobNote",
     "LaneCounts",
     "LaneState",
     "MinuteStats",
     "Order",
     "OrderKind",
+    "Orders",
     "ParentResult",
     "QueueRecord",
     "QueueSettings",
@@ -61,13 +67,29 @@ __all__ = [
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store guarantees; the table in the documentation is made from these."""
+    """What a store guarantees; the table in the documentation is made from these. The first sentence below each is its
+    row there."""
 
     name: str
     durable: bool
     """Acknowledged jobs survive the death of every process."""
+    power: str = ""
+    """What keeps them through a loss of power."""
     shared: bool
     """Other processes can use it at the same time."""
+    remote: bool = False
+    """Other machines can use it."""
+    own_time: bool = False
+    """Leases and due times go by the server's clock, so that machines need not agree on the time."""
+    joins: bool = False
+    """An enqueue, and the end of a job, can be part of a transaction of yours. See `Store.using`."""
+    wakes: str = ""
+    """What wakes a sleeping worker, and how often it looks by itself."""
+    idle: str = ""
+    """What an idle worker asks in a second."""
+    undoes_late: bool = True
+    """An operation that fails after its last request is still undone. False where an operation is one request, which
+    the server has carried out when it answers."""
 
 
 # -- enqueue ---------------------------------------------------------------------------------------
@@ -210,6 +232,21 @@ class Order(msgspec.Struct, frozen=True):
     job: JobId | None = None
     """For ``cancel``."""
     reason: str | None = None
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a worker is told with the answer to a heartbeat."""
+
+    orders: Sequence[Order]
+    last: int
+    """The number of the last of them: said with the next heartbeat, it means that they were heard."""
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A job that is leased to a worker."""
+
+    id: JobId
+    lease: int
 
 
 class Rescued(msgspec.Struct, frozen=True):
@@ -378,11 +415,19 @@ class Work(Protocol):
         """Make a worker known, with a lease of so many ms on all it will claim."""
         ...
 
-    def heartbeat(self, worker: WorkerId, status: WorkerStatus, lease: int) -> Operation[list[Order]]:
-        """Renew all leases of the worker and collect its orders, each of which is given once.
+    def heartbeat(
+        self, worker: WorkerId, status: WorkerStatus, lease: int, heard: int = 0
+    ) -> Operation[Orders]:
+        """Renew all leases of the worker and collect its orders. `heard` is what the last answer gave as `last`: those
+        orders are forgotten. So each is given once, and again only if the answer was lost on its way.
 
         Raises WorkerGone if it is not registered, has left or was rescued from.
         """
+        ...
+
+    def holding(self, worker: WorkerId) -> Operation[list[Held]]:
+        """All jobs that are leased to a worker. One that it does not know of was given to it in an answer that was
+        lost on its way."""
         ...
 
     def leave(self, worker: WorkerId) -> Operation[None]:
@@ -484,6 +529,10 @@ class Steering(Protocol):
 class Reading(Protocol):
     """What people look at. Nothing here writes."""
 
+    def time(self) -> Operation[int]:
+        """The store's time, by which all its moments are to be read: its machine need not agree with ours."""
+        ...
+
     def get(self, ids: Sequence[JobId]) -> Operation[list[Job | None]]:
         """Jobs by id, in the order asked, with arguments and results."""
         ...
@@ -542,7 +591,20 @@ class Waker(Protocol):
     def close(self) -> None: ...
 
 
-class Store(Work, Coordination, Steering, Reading, Protocol):
+class Guest(NamedTuple):
+    """A store as a guest of its user's own transaction."""
+
+    runner: GuestRunner
+    enqueue: Callable[[Sequence[NewJob]], Operation[list[Enqueued]]]
+    """As `Work.enqueue`, but fit for a transaction that may stay open for long: it does not make other producers
+    wait where the store has room for several. What the jobs ask of rows that others share is then settled after the
+    user's commit, by the next claim; bounds of queues are those seen now."""
+    exclusive: bool
+    """While the user's transaction is open, nobody else can write to the store. So whatever else must be written
+    before the enqueue has to be written inside, too."""
+
+
+class Store(Work, Coordination, Steering, Reading, Moving, Protocol):
     """A place where jobs live. Thread-safe; survives a fork."""
 
     capabilities: Capabilities
@@ -555,6 +617,26 @@ class Store(Work, Coordination, Steering, Reading, Protocol):
 
     def async_runner(self) -> AsyncRunner:
         """A runner for the running event loop."""
+        ...
+
+    def using(self, connection: object) -> Guest:
+        """What it takes to enqueue on a connection of the user's, inside the user's transaction.
+
+        Until that is committed, nobody sees the jobs; if it is rolled back, there never were any. What kinds of
+        connection there are is said in `ferryman.io.guests`.
+
+        Raises ConfigError for an object that is none of these or leads to another database, and Unsupported if
+        this store has no transactions that others could share.
+        """
+        ...
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """A connection of its own to the store's database, in a transaction that is committed at the end and rolled
+        back after an exception: psycopg's ``Connection`` or ``sqlite3.Connection``. Raises Unsupported as `using`."""
+        ...
+
+    def atransaction(self) -> AbstractAsyncContextManager[Any]:
+        """`transaction`, for the running event loop: psycopg's ``AsyncConnection`` or ``sqlite3.Connection``."""
         ...
 
     def waker(self) -> Waker:

@@ -95,7 +95,7 @@ def test_a_mistyped_command_is_answered_with_the_nearest(quay: Quay) -> None:
     [
         (("queues", "--url", "sqlite:///nowhere.db"), 3, "there is no store at nowhere.db"),
         (("queues", "--url", "memory://"), 2, "lives inside one program"),
-        (("queues", "--url", "redis://localhost"), 2, "is none that Ferryman knows"),
+        (("queues", "--url", "oracle://localhost"), 2, "is none that Ferryman knows"),
         (("jobs", "show", "0" * 32), 4, "has no job"),
         (("jobs", "list", "--state", "failed"), 2, "the states are"),
     ],

@@ -28,7 +28,7 @@ def test_a_running_job_is_cancelled_through_its_worker(quay: Quay) -> None:
 
     result = quay.ferryman("jobs", "cancel", job)
 
-    orders = quay.run(quay.app.store.heartbeat(worker, WorkerStatus(), 60_000))
+    orders = quay.run(quay.app.store.heartbeat(worker, WorkerStatus(), 60_000)).orders
     assert [(order.kind, order.job) for order in orders] == [("cancel", job)]
     assert "end when their worker hears of it" in result.stderr
 
@@ -181,7 +181,7 @@ def test_a_worker_gets_its_order_with_the_next_heartbeat(quay: Quay) -> None:
 
     result = quay.ferryman("workers", "drain", "dock-4711")
 
-    orders = quay.run(quay.app.store.heartbeat(worker, WorkerStatus(), 60_000))
+    orders = quay.run(quay.app.store.heartbeat(worker, WorkerStatus(), 60_000)).orders
     assert result.stdout == "1 worker will drain with the next heartbeat\n"
     assert [order.kind for order in orders] == ["drain"]
 

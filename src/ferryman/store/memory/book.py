@@ -120,8 +120,8 @@ class Worker(msgspec.Struct, eq=False):
     gone: Literal["stopped", "dead"] | None = None
     running: dict[JobId, Card] = {}
     """Hints: see `holding`."""
-    orders: tuple[tuple[Order, int], ...] = ()
-    """Orders not fetched yet; those to cancel, with the lease that is meant."""
+    orders: tuple[tuple[int, Order, int], ...] = ()
+    """Orders that were not heard yet, with their numbers; those to cancel, with the lease that is meant."""
     touched: int = 0
 
     def holding(self) -> list[Card]:
@@ -131,8 +131,8 @@ class Worker(msgspec.Struct, eq=False):
         return sorted(held, key=lambda card: card.seq)
 
     def standing_orders(self, cards: dict[JobId, Card]) -> list[Order]:
-        """Orders not fetched yet, but for those to cancel a lease that is over: the job may run under another."""
-        return [order for order, lease in self.orders if not lease or self._holds(cards, order.job, lease)]
+        """Orders that were not heard yet, but for those to cancel a lease that is over: the job may run under another."""
+        return [order for _, order, lease in self.orders if not lease or self._holds(cards, order.job, lease)]
 
     def _holds(self, cards: dict[JobId, Card], job: JobId | None, lease: int) -> bool:
         card = None if job is None else cards.get(job)

@@ -17,7 +17,7 @@ from ferryman.store.port import (
     WorkerRecord,
 )
 
-__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "workers"]
+__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "time", "workers"]
 
 
 def get(book: Book, now: int, ids: Sequence[JobId]) -> list[Job | None]:
@@ -69,6 +69,10 @@ def lanes(book: Book, now: int) -> list[LaneCounts]:  # noqa: ARG001
             counts = dict(zip(State, lane.counts, strict=True))
             found.append(LaneCounts(name, priority, counts, None if head is None else head[2].run_at))
     return found
+
+
+def time(book: Book, now: int) -> int:  # noqa: ARG001
+    return now
 
 
 def queues(book: Book, now: int) -> list[QueueRecord]:  # noqa: ARG001

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ferryman.clock import Clock, SystemClock
+from ferryman.errors import Unsupported
 from ferryman.io.operation import AsyncRunner, Operation, Requests, Runner
-from ferryman.job import History, Job, JobId, NewJob, Outcome, WorkerId
-from ferryman.store.memory import claim, coordinate, enqueue, prune, read, settle, steer
+from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
+from ferryman.store.cargo import Parcel
+from ferryman.store.memory import cargo, claim, coordinate, enqueue, prune, read, settle, steer
 from ferryman.store.memory import workers as registry
 from ferryman.store.memory.book import Book
 from ferryman.store.memory.runner import Apply, AsyncMemoryRunner, Desk, MemoryRunner, MemoryWaker
@@ -19,10 +22,13 @@ from ferryman.store.port import (
     Enqueued,
     Entry,
     Filter,
+    Guest,
+    Held,
     JobNote,
     LaneCounts,
     MinuteStats,
     Order,
+    Orders,
     ParentResult,
     QueueRecord,
     QueueSettings,
@@ -48,7 +54,14 @@ class MemoryStore:
     A fork of the process cannot use it: StoreUnavailable is raised there, and after `close`.
     """
 
-    capabilities = Capabilities(name="Memory", durable=False, shared=False)
+    capabilities = Capabilities(
+        name="Memory",
+        durable=False,
+        power="nothing",
+        shared=False,
+        wakes="the enqueue itself; each second",
+        idle="nothing",
+    )
     url = "memory://"
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -60,6 +73,21 @@ class MemoryStore:
 
     def async_runner(self) -> AsyncRunner:
         return AsyncMemoryRunner(self._desk)
+
+    def using(self, connection: object) -> Guest:  # noqa: ARG002
+        raise Unsupported(
+            f"{self.url} cannot store jobs inside a transaction of yours (using=…); the stores SQLite and PostgreSQL can"
+        )
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        raise Unsupported(
+            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
+        )
+
+    def atransaction(self) -> AbstractAsyncContextManager[Any]:
+        raise Unsupported(
+            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
+        )
 
     def waker(self) -> Waker:
         return MemoryWaker(self._desk)
@@ -87,8 +115,13 @@ class MemoryStore:
     def register(self, info: WorkerInfo, lease: int) -> Operation[None]:
         return _write("register", registry.register, info, lease)
 
-    def heartbeat(self, worker: WorkerId, status: WorkerStatus, lease: int) -> Operation[list[Order]]:
-        return _write("heartbeat", registry.heartbeat, worker, status, lease)
+    def heartbeat(
+        self, worker: WorkerId, status: WorkerStatus, lease: int, heard: int = 0
+    ) -> Operation[Orders]:
+        return _write("heartbeat", registry.heartbeat, worker, status, lease, heard)
+
+    def holding(self, worker: WorkerId) -> Operation[list[Held]]:
+        return _read("holding", registry.holding, worker)
 
     def leave(self, worker: WorkerId) -> Operation[None]:
         return _write("leave", registry.leave, worker)
@@ -147,7 +180,23 @@ class MemoryStore:
     def order(self, workers: Sequence[WorkerId], order: Order) -> Operation[int]:
         return _write("order", registry.order, workers, order)
 
+    # -- moving ------------------------------------------------------------------------------------
+
+    def pack(
+        self, states: Sequence[State], after: int, limit: int, ids: Sequence[JobId] = ()
+    ) -> Operation[list[Parcel]]:
+        return _read("pack", cargo.pack, states, after, limit, ids)
+
+    def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
+        return _write("unpack", cargo.unpack, parcels)
+
+    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
+        return _write("forget", cargo.forget, ids)
+
     # -- reading -----------------------------------------------------------------------------------
+
+    def time(self) -> Operation[int]:
+        return _read("time", read.time)
 
     def get(self, ids: Sequence[JobId]) -> Operation[list[Job | None]]:
         return _read("get", read.get, ids)

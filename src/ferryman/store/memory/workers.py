@@ -9,9 +9,9 @@ from ferryman.job import ErrorInfo, Outcome, OutcomeKind, State, WorkerId
 from ferryman.store.memory.book import Book, Worker
 from ferryman.store.memory.claim import find_worker
 from ferryman.store.memory.settle import settle_leased
-from ferryman.store.port import Order, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.port import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
 
-__all__ = ["heartbeat", "leave", "leave_order", "order", "register", "rescue"]
+__all__ = ["heartbeat", "holding", "leave", "leave_order", "order", "register", "rescue"]
 
 
 def register(book: Book, now: int, info: WorkerInfo, lease: int) -> None:
@@ -24,13 +24,20 @@ def register(book: Book, now: int, info: WorkerInfo, lease: int) -> None:
         known.info, known.seen_at, known.lease_until = info, now, now + lease
 
 
-def heartbeat(book: Book, now: int, worker: WorkerId, status: WorkerStatus, lease: int) -> list[Order]:
+def heartbeat(
+    book: Book, now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int
+) -> Orders:
     record = find_worker(book, worker)
     book.touch(record)
     record.status, record.seen_at, record.lease_until = status, now, now + lease
-    orders = record.standing_orders(book.cards)
-    record.orders = ()
-    return orders
+    record.orders = tuple(each for each in record.orders if each[0] > heard)
+    last = record.orders[-1][0] if record.orders else heard
+    return Orders(record.standing_orders(book.cards), last)
+
+
+def holding(book: Book, now: int, worker: WorkerId) -> list[Held]:  # noqa: ARG001
+    record = book.workers.get(worker)
+    return [] if record is None else [Held(card.new.id, card.lease) for card in record.holding()]
 
 
 def leave(book: Book, now: int, worker: WorkerId) -> None:
@@ -62,7 +69,7 @@ def order(book: Book, now: int, workers: Sequence[WorkerId], order: Order) -> in
 def leave_order(book: Book, worker: Worker, order: Order, lease: int = 0) -> None:
     """Leave an order for a worker to find with its next heartbeat."""
     book.touch(worker)
-    worker.orders = (*worker.orders, (order, lease))
+    worker.orders = (*worker.orders, (book.next_number(), order, lease))
     book.woke = True
 
 

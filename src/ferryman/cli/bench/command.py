@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-from ferryman.cli.bench import claiming, draining, enqueueing, footprint, latency
+from ferryman.cli.bench import claiming, draining, enqueueing, footprint, latency, serving
 from ferryman.cli.bench.figures import NAMES, Extent, Figure, target_of
 from ferryman.cli.bench.ground import Ground, open_ground
+from ferryman.cli.bench.servers import Server
 from ferryman.cli.output import Cell, Column, json_line, say, table, warn
 from ferryman.cli.target import Target, pass_target
 
@@ -34,12 +35,21 @@ class _Measure(NamedTuple):
     take: Callable[[Ground, Extent], Iterator[Figure]]
     doing: str
     watches_processes: bool = False
+    needs_server: bool = False
 
 
 _MEASURES = (
     _Measure(("enqueue_bulk",), enqueueing.measure_bulk, "enqueueing in batches of 100"),
+    _Measure(("enqueue_batch",), enqueueing.measure_batch, "enqueueing 10,000 at once"),
     _Measure(("enqueue_one",), enqueueing.measure_one, "enqueueing one by one"),
+    _Measure(("enqueue_async",), enqueueing.measure_async, "enqueueing from a thousand coroutines"),
     _Measure(("drain",), draining.measure_drain, "draining a backlog"),
+    _Measure(
+        ("steady_rate", "steady_size"),
+        serving.measure_steadiness,
+        "draining ten backlogs in a row",
+        needs_server=True,
+    ),
     _Measure(("latency_p50", "latency_p99"), latency.measure_latency, "waiting for single jobs to start"),
     _Measure(
         ("enqueue_p99_under_drain",), draining.measure_enqueue_under_drain, "enqueueing beside a busy worker"
@@ -48,6 +58,13 @@ _MEASURES = (
         ("claim_growth",), claiming.measure_claim_growth, "claiming from a long line and from a short one"
     ),
     _Measure(("idle_cpu",), footprint.measure_idle, "watching an idle worker", watches_processes=True),
+    _Measure(
+        ("idle_statements",),
+        serving.measure_statements,
+        "counting what an idle worker asks",
+        needs_server=True,
+    ),
+    _Measure(("job_memory",), serving.measure_job_memory, "weighing jobs that wait", needs_server=True),
     _Measure(("import_time",), footprint.measure_import, "importing ferryman"),
     _Measure(
         ("rss_supervisor", "rss_executor"),
@@ -70,8 +87,8 @@ _MEASURES = (
 @click.option(
     "--store",
     metavar="URL",
-    help="The kind of store, and for SQLite the folder: files of its own are measured there and removed. "
-    "By default in the working directory.",
+    help="The store's kind and place: measured are files of its own in a SQLite file's folder, by default the "
+    "working directory, or a schema or prefix of its own on a server; they are removed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 @click.option(
@@ -103,11 +120,17 @@ def bench(
     \b
     The figures:
       enqueue_bulk, enqueue_one   jobs a second that one producer stores: in batches of 100, one by one
+      enqueue_batch               the same, with 10,000 in one call
+      enqueue_async               a thousand coroutines at once, over one after the other
       drain                       no-op jobs a second, claim to settle, by one worker
+      steady_rate                 the rate after a million jobs, over that of the first ones
+      steady_size                 and the size of the tables, over that at half time
       latency_p50, latency_p99    from just before the enqueue to the task's first line, idle worker
       enqueue_p99_under_drain     an enqueue while a worker drains at full speed
       claim_growth                a claim with a million jobs waiting, over one with a thousand
       idle_cpu                    an idle worker with its executors, in per cent of a core
+      idle_statements             what an idle worker asks its server in a second
+      job_memory                  memory of the server for a waiting job (Redis)
       import_time                 import ferryman in a fresh process
       rss_supervisor              resident memory of the supervisor
       rss_executor                and of its largest executor
@@ -117,6 +140,7 @@ def bench(
       ferryman bench
       ferryman bench --only drain latency_p50
       ferryman bench --store sqlite:////data/any.db --json
+      ferryman bench --store redis://localhost
     """
     wanted = {*names, *only} or set(NAMES)
     extent = Extent(jobs, seconds)
@@ -146,6 +170,8 @@ def _possible(measures: Sequence[_Measure], ground: Ground) -> list[_Measure]:
             warn(f"{names}: left out, since a worker on {ground.url} is no process of its own")
         elif measure.watches_processes and not Path("/proc/self/stat").exists():
             warn(f"{names}: left out, since this machine has no /proc to read it from")
+        elif measure.needs_server and not isinstance(ground, Server):
+            continue  # It is not a figure of such a store.
         else:
             kept.append(measure)
     return kept

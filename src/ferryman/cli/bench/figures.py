@@ -8,17 +8,33 @@ from typing import Literal
 
 import msgspec
 
-__all__ = ["NAMES", "UNITS", "Extent", "Figure", "Target", "make_figure", "percentile", "target_of"]
+__all__ = [
+    "NAMES",
+    "OF_SERVERS",
+    "UNITS",
+    "Extent",
+    "Figure",
+    "Target",
+    "make_figure",
+    "percentile",
+    "target_of",
+]
 
 UNITS = {
     "enqueue_bulk": "jobs/s",
+    "enqueue_batch": "jobs/s",
     "enqueue_one": "jobs/s",
+    "enqueue_async": "ratio",
     "drain": "jobs/s",
+    "steady_rate": "ratio",
+    "steady_size": "ratio",
     "latency_p50": "ms",
     "latency_p99": "ms",
     "enqueue_p99_under_drain": "ms",
     "claim_growth": "ratio",
     "idle_cpu": "%",
+    "idle_statements": "/s",
+    "job_memory": "bytes",
     "import_time": "ms",
     "rss_supervisor": "MiB",
     "rss_executor": "MiB",
@@ -26,6 +42,9 @@ UNITS = {
 """Every figure, in the order in which they are shown."""
 
 NAMES = tuple(UNITS)
+
+OF_SERVERS = frozenset({"steady_rate", "steady_size", "idle_statements", "job_memory"})
+"""Figures of stores that are servers."""
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -78,6 +97,7 @@ _EVERYWHERE = {"import_time": Target(100, "below")}
 _TARGETS = {
     "sqlite": {
         "enqueue_bulk": Target(0.5, "at least", "ratio"),
+        "enqueue_batch": Target(0.5, "at least", "ratio"),
         "enqueue_one": Target(0.6, "at least", "ratio"),
         "drain": Target(40_000, "at least"),
         "latency_p50": Target(1, "below"),
@@ -87,7 +107,29 @@ _TARGETS = {
         "idle_cpu": Target(1, "below"),
         "rss_supervisor": Target(45, "below"),
         "rss_executor": Target(45, "below"),
-    }
+    },
+    "redis": {
+        "enqueue_bulk": Target(60_000, "at least"),
+        "drain": Target(45_000, "at least"),
+        "steady_rate": Target(0.9, "at least"),
+        "latency_p50": Target(0.8, "below"),
+        "latency_p99": Target(1.5, "below"),
+        "claim_growth": Target(1.5, "at most"),
+        "enqueue_async": Target(5, "at least"),
+        "job_memory": Target(700, "at most"),
+        "idle_statements": Target(3, "at most"),
+    },
+    "postgresql": {
+        "enqueue_batch": Target(52_000, "at least"),
+        "drain": Target(22_000, "at least"),
+        "steady_rate": Target(0.9, "at least"),
+        "steady_size": Target(2, "at most"),
+        "latency_p50": Target(1.6, "below"),
+        "latency_p99": Target(4, "below"),
+        "claim_growth": Target(1.5, "at most"),
+        "enqueue_async": Target(5, "at least"),
+        "idle_statements": Target(3, "at most"),
+    },
 }
 
 

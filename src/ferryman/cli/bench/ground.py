@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ferryman import Ferryman, Settings
 from ferryman.cli.bench.floors import Floor, open_floor
+from ferryman.cli.bench.servers import SERVERS
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD, make_app
 from ferryman.cli.target import sqlite_file
 from ferryman.errors import StoreUnavailable
@@ -41,12 +42,17 @@ class Ground(Protocol):
 def open_ground(url: str | None) -> Iterator[Ground]:
     """Where to measure stores of this URL's kind: by default SQLite files below the working directory.
 
-    What a SQLite URL names is never touched: the files measured on are made, and removed, in the same folder.
+    What a URL names is never touched: files are made, and removed, in the same folder; on a server the schema or the
+    prefix is one of our own.
     Raises ConfigError for a URL that names no store, StoreUnavailable if its folder is not there.
     """
     if url is not None:
         open_store(url).close()
-    if url is not None and sqlite_file(url) is None:
+    scheme = "sqlite" if url is None else url.partition(":")[0]
+    if url is not None and scheme in SERVERS:
+        yield SERVERS[scheme](url)
+        return
+    if url is not None and scheme != "sqlite":
         yield _Memory()
         return
     folder = _usual_folder() if url is None else _folder_of(url)
@@ -123,14 +129,20 @@ def file_system(folder: Path) -> str:
 @contextlib.contextmanager
 def fresh_app(ground: Ground) -> Iterator[Ferryman]:
     """An app on a fresh store, with nothing but the default settings."""
-    with ground.fresh() as url:
-        app = make_app(Settings(url=url))
-        try:
-            # The tables are made before anything is measured.
-            app.store.runner().run(app.store.declare([]))
-            yield app
-        finally:
-            app.close()
+    with ground.fresh() as url, fresh_app_on(url) as app:
+        yield app
+
+
+@contextlib.contextmanager
+def fresh_app_on(url: str) -> Iterator[Ferryman]:
+    """The same, on a store that is there and empty."""
+    app = make_app(Settings(url=url))
+    try:
+        # The tables are made before anything is measured.
+        app.store.runner().run(app.store.lanes())
+        yield app
+    finally:
+        app.close()
 
 
 @contextlib.contextmanager

@@ -6,12 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ferryman import Ferryman
-from ferryman.cli.target import sqlite_file
 from ferryman.errors import FerrymanError
 from ferryman.job import State
 
@@ -43,12 +43,11 @@ class Running:
 @contextlib.contextmanager
 def run_worker(app: Ferryman, *, registered: bool = True) -> Iterator[Running]:
     """One worker with nothing but the default settings. `registered`: wait until it is on the register."""
-    file = sqlite_file(app.settings.url)
-    if file is None:
+    if not app.store.capabilities.shared:
         with app.worker():
             yield Running()
         return
-    with _process(app.settings.url, file.parent) as running:
+    with tempfile.TemporaryDirectory() as folder, _process(app.settings.url, Path(folder)) as running:
         if registered:
             wait_for(lambda: bool(app.store.runner().run(app.store.workers())), running, nap=0.02)
         yield running

@@ -34,4 +34,12 @@ def open_floor(url: str, job: NewJob) -> Floor | None:
         from ferryman.cli.bench.floors.sqlite import SqliteFloor
 
         return SqliteFloor(url, job)
+    if url.startswith(("postgresql:", "postgres:")):
+        from ferryman.cli.bench.floors.postgres import PostgresFloor
+
+        return PostgresFloor(url, job)
+    if url.startswith(("redis:", "rediss:")):
+        from ferryman.cli.bench.floors.redis import RedisFloor
+
+        return RedisFloor(url, job)
     return None

@@ -1,0 +1,87 @@
+"""What a server has to do for Ferryman: statements of an idle worker, memory of jobs that wait."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from ferryman import Ferryman
+from ferryman.cli.bench.draining import fill
+from ferryman.cli.bench.figures import Extent, Figure, make_figure
+from ferryman.cli.bench.ground import Ground, fresh_app, fresh_app_on
+from ferryman.cli.bench.running import Running, count, run_worker, wait_for
+from ferryman.cli.bench.servers import Server
+from ferryman.job import State
+
+__all__ = ["measure_job_memory", "measure_statements", "measure_steadiness"]
+
+_QUIET = 2.0
+"""Seconds until a worker that has just been started sleeps."""
+
+
+_ROUNDS = 10
+
+
+def measure_steadiness(ground: Ground, extent: Extent) -> Iterator[Figure]:
+    """Drains one backlog after the other, a million jobs in all, whose history is pruned as it is by default: the
+    rate of the last three over that of the first three, and the size of the tables at the end over that at half time,
+    when as many jobs are kept as ever will be."""
+    assert isinstance(ground, Server)
+    rates: list[float] = []
+    sizes: list[int | None] = []
+    with ground.fresh() as url, fresh_app_on(url) as app, run_worker(app) as running:
+        for _ in range(_ROUNDS):
+            rates.append(_drain_once(app, extent.jobs, running))
+            sizes.append(ground.disk_size(url))
+    first, last = statistics.median(rates[:3]), statistics.median(rates[-3:])
+    yield make_figure("steady_rate", ground.url, last / first)
+    half, whole = sizes[_ROUNDS // 2 - 1], sizes[-1]
+    if half is not None and whole is not None:
+        yield make_figure("steady_size", ground.url, whole / half)
+
+
+def _drain_once(app: Ferryman, jobs: int, running: Running) -> float:
+    runner, store = app.store.runner(), app.store
+    runner.run(store.pause(["default"], True))
+    fill(app, jobs)
+    begun = time.perf_counter()
+    runner.run(store.pause(["default"], False))
+    wait_for(
+        lambda: count(app, State.READY, State.RUNNING) == 0, running, nap=0.02, patience=60 + jobs / 1_000
+    )
+    return jobs / (time.perf_counter() - begun)
+
+
+def measure_statements(ground: Ground, extent: Extent) -> Iterator[Figure]:
+    """Statements a second while one worker is idle, less those that come without one: the server's own house-keeping,
+    and this look at it."""
+    assert isinstance(ground, Server)
+    with fresh_app(ground) as app:
+        app.close()
+        time.sleep(_QUIET)
+        without = _statements(ground, 3 * extent.seconds)
+        with run_worker(app):
+            app.close()
+            time.sleep(_QUIET)
+            asked = _statements(ground, 3 * extent.seconds) - without
+    yield make_figure("idle_statements", ground.url, max(0.0, asked))
+
+
+def _statements(ground: Server, seconds: float) -> float:
+    before, begun = ground.count_statements(), time.perf_counter()
+    time.sleep(seconds)
+    return (ground.count_statements() - before) / (time.perf_counter() - begun)
+
+
+def measure_job_memory(ground: Ground, extent: Extent) -> Iterator[Figure]:
+    """Memory of the server for each of many jobs that wait, with a payload of about 100 bytes."""
+    assert isinstance(ground, Server)
+    before = ground.used_memory()
+    if before is None:
+        return  # Jobs lie on the disk there.
+    with fresh_app(ground) as app:
+        fill(app, extent.jobs)
+        after = ground.used_memory()
+    assert after is not None
+    yield make_figure("job_memory", ground.url, (after - before) / extent.jobs)

@@ -48,11 +48,11 @@ def examine(target: Target) -> Iterator[Check]:
     """All checks, in the order in which one would mend things. Ends early if the store cannot be used."""
     yield from _python()
     try:
-        url = target.app.settings.url
+        url, shown = target.app.settings.url, target.app.store.url
     except FerrymanError as error:
         yield Check("problem", "settings", str(error), "mend the setting that the message names")
         return
-    yield Check("ok", "settings", f"the store is {url}")
+    yield Check("ok", "settings", f"the store is {shown}")
     path = sqlite_file(url)
     if path is not None:
         yield from _file(path)
@@ -171,7 +171,7 @@ def _writing(target: Target) -> Iterator[Check]:
 
 
 def _life(target: Target) -> Iterator[Check]:
-    now = SystemClock().now()
+    now = target.now()
     store = target.store
     workers = target.run(store.workers())
     lanes = target.run(store.lanes())
@@ -200,6 +200,11 @@ def _clock(target: Target, workers: list[WorkerRecord], now: int) -> Check:
     if max(ahead, default=0) > _AHEAD_MS:
         finding = f"the store holds moments {span(max(ahead))} in the future: the clock was set back"
         return Check("warning", "clock", finding, "set the clock right: leases and delays go by it")
+    apart = SystemClock().now() - now
+    if abs(apart) > _AHEAD_MS:
+        side = "ahead of" if apart > 0 else "behind"
+        finding = f"this machine's clock is {span(abs(apart))} {side} the store's"
+        return Check("warning", "clock", finding, "set it right: moments that programs here name go by it")
     return Check("ok", "clock", "no moment in the store lies in the future")
 
 

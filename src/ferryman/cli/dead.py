@@ -24,9 +24,8 @@ from ferryman.cli.output import (
 from ferryman.cli.params import filter_of, filters
 from ferryman.cli.selection import change_selected, fetch, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
-from ferryman.clock import SystemClock
 from ferryman.errors import BadArguments, JobNotFound
-from ferryman.job import Job, State
+from ferryman.job import Job, State, new_id
 from ferryman.store.port import Filter
 
 __all__ = ["dead"]
@@ -53,7 +52,7 @@ def list_dead(target: Target, /, limit: int, **options: Any) -> None:
       ferryman dead list --task app.add
       ferryman dead list --cause "ValueError: boom" --since 1d
     """
-    now = SystemClock().now()
+    now = target.now()
     found = target.run(target.existing.find(_dead(options), limit))
     if target.json:
         for job in found:
@@ -90,7 +89,7 @@ def show(target: Target, id: str, full: bool) -> None:
 @pass_target
 def causes(target: Target, /, **options: Any) -> None:
     """Group dead letters by task and cause, the most frequent first."""
-    now = SystemClock().now()
+    now = target.now()
     found = target.run(target.existing.causes(_dead(options)))
     if target.json:
         for group in found:
@@ -204,7 +203,7 @@ def _one_dead(target: Target, text: str) -> Job:
 
 
 def _edited(target: Target, job: Job) -> str | None:
-    arguments = target.app.codec.decoder(Any)(job.args)
+    arguments = target.app.codec.decoder(Any)(target.app.perform(target.app.payloads.fetch(job.args)))
     if _has_bytes(arguments):
         raise BadArguments(
             f"the arguments of job {job.id} hold bytes, which JSON cannot; enqueue another job from Python instead"
@@ -239,4 +238,4 @@ def _payload(target: Target, job: Job, arguments: dict[str, Any]) -> bytes:
     if task is not None:
         # Stored arguments are a map by name, of which the task's own binding makes a call or an error.
         task.binding.decode(payload)
-    return payload
+    return target.app.perform(target.app.payloads.stow(job.id, f"args-{new_id()}", payload))

@@ -16,7 +16,6 @@ from ferryman.cli.params import duration, json_or_text
 from ferryman.cli.selection import resolve
 from ferryman.cli.target import Target, listing, pass_target, with_app
 from ferryman.cli.workers import alive
-from ferryman.clock import SystemClock
 from ferryman.errors import BadArguments, UnknownTask
 from ferryman.handle import JobHandle
 from ferryman.job import JobId, NewJob, UniqueKey, new_id
@@ -162,6 +161,6 @@ def _tell(target: Target, handle: JobHandle[Any]) -> None:
     say(handle.id)
     if handle.duplicate:
         warn("an unfinished job has this unique key already; no new one was made")
-    now = SystemClock().now()
+    now = target.now()
     if sys.stderr.isatty() and not any(alive(record, now) for record in target.run(target.store.workers())):
         warn("no worker is alive to run it; start one with: ferryman worker app:app")

@@ -22,7 +22,6 @@ from ferryman.cli.output import (
 from ferryman.cli.params import duration, filter_of, filters
 from ferryman.cli.selection import change_selected, fetch, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
-from ferryman.clock import SystemClock
 from ferryman.job import State
 
 __all__ = ["jobs"]
@@ -65,7 +64,7 @@ def list_jobs(target: Target, /, limit: int, **options: Any) -> None:
     which = filter_of(options)
     rows = []
     before: int | None = None
-    now = SystemClock().now()
+    now = target.now()
     while limit > 0:
         page = target.run(target.existing.find(which, min(limit, _PAGE), before))
         for job in page:

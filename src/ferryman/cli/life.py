@@ -22,6 +22,7 @@ from ferryman.cli.output import (
 from ferryman.cli.target import Target
 from ferryman.errors import JobNotFound, PayloadError
 from ferryman.job import FINISHED, Attempt, ErrorInfo, History, Job, JobId, OutcomeKind, State
+from ferryman.payload import read_reference
 from ferryman.policy.why import span
 
 __all__ = ["Event", "show_life", "timeline"]
@@ -204,6 +205,8 @@ def _decoded(target: Target, payload: bytes | None) -> Any:
     if payload is None:
         return None
     try:
+        if (reference := read_reference(payload)) is not None:
+            return f"{reference.size:,} bytes outside the store: {reference.name}"
         return target.app.codec.decoder(Any)(payload)
     except PayloadError as error:
         return f"{len(payload):,} bytes that cannot be shown: {error}"

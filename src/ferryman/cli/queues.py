@@ -11,7 +11,6 @@ import msgspec
 from ferryman.cli.output import Cell, Column, json_line, number, say, stamps, table
 from ferryman.cli.selection import ask, change, count
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
-from ferryman.clock import SystemClock
 from ferryman.job import PENDING, State
 from ferryman.policy.why import span
 from ferryman.store.port import Filter, LaneCounts, WorkerRecord
@@ -60,7 +59,7 @@ def queues(target: Target, lanes: bool) -> None:
       ferryman queues --json | jq 'select(.ready > 1000) | .queue'
     """
     store = target.existing
-    now = SystemClock().now()
+    now = target.now()
     rows = {
         record.settings.name: _Row(record.settings.name, record.paused)
         for record in target.run(store.queues())

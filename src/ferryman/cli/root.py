@@ -65,6 +65,10 @@ _COMMANDS = {
     "pause": _Entry("Steer", "queues", "Stop workers from taking jobs of a queue."),
     "resume": _Entry("Steer", "queues", "Let workers take jobs of a paused queue again."),
     "purge": _Entry("Steer", "queues", "Delete the jobs of a queue that are yet to run."),
+    "move": _Entry("Set up", "move", "Move all jobs of one store to another."),
+    "backup": _Entry("Set up", "backup", "Write all jobs of a store into one file."),
+    "restore": _Entry("Set up", "backup", "Store the jobs of a backup."),
+    "migrate": _Entry("Set up", "migrate", "Bring a store's tables to this version."),
     "completion": _Entry("Set up", "completion", "Print the completion script of a shell."),
 }
 
@@ -136,7 +140,8 @@ def exit_code(error: FerrymanError) -> int:
 @click.option(
     "--url",
     metavar="URL",
-    help="The store: sqlite:///jobs.db (relative), sqlite:////var/lib/jobs.db. Else FERRYMAN_URL, else "
+    help="The store: sqlite:///jobs.db (relative), sqlite:////var/lib/jobs.db, redis://host:6379/0, "
+    "postgresql://user@host/database. Else FERRYMAN_URL, else "
     "ferryman.toml, else sqlite:///ferryman.db.",
 )
 @click.option(

@@ -12,7 +12,6 @@ import msgspec
 from ferryman.cli.output import Cell, Column, json_line, local_time, number, stamps, table
 from ferryman.cli.params import moment
 from ferryman.cli.target import Target, listing, pass_target
-from ferryman.clock import SystemClock
 from ferryman.policy.latency import percentile
 from ferryman.policy.why import span
 from ferryman.store.port import MinuteStats
@@ -91,7 +90,7 @@ def stats(
       ferryman stats --since 20m --by minute --task app.send_email
       ferryman stats --json | jq 'select(.waited_p99_ms > 1000) | .queue'
     """
-    now = SystemClock().now()
+    now = target.now()
     # One minute more than is over, for the clock of the store may be ahead of ours.
     found = target.run(target.existing.stats(since - since % _MINUTE, now + _MINUTE))
     chosen = [

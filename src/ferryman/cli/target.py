@@ -93,6 +93,10 @@ class Target:
         """Perform one operation."""
         return self.app.store.runner().run(operation)
 
+    def now(self) -> int:
+        """The time by the store's clock, which its moments are to be held against."""
+        return self.run(self.store.time())
+
     def close(self) -> None:
         """Let go of the store."""
         app = self.__dict__.pop("app", None)

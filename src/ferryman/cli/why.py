@@ -10,7 +10,6 @@ from ferryman.cli.output import json_line, say, stamps
 from ferryman.cli.selection import resolve
 from ferryman.cli.target import Target, listing, pass_target
 from ferryman.cli.workers import alive
-from ferryman.clock import SystemClock
 from ferryman.errors import JobNotFound
 from ferryman.job import Job, JobId, State
 from ferryman.policy.why import Facts, LaneFact, ParentFact, WorkerFact
@@ -55,7 +54,7 @@ def _facts(target: Target, id: JobId) -> Facts:
             f"{store.url} has no job {id}; it was never stored there, or its retention has passed"
         )
     job = history.job
-    now = SystemClock().now()
+    now = target.now()
     return Facts(
         history=history,
         now=now,

@@ -9,7 +9,6 @@ import click
 
 from ferryman.cli.output import Cell, Column, ago, json_line, number, say, stamps, table
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
-from ferryman.clock import SystemClock
 from ferryman.store.port import Order, OrderKind, WorkerRecord
 
 __all__ = ["alive", "state_of", "workers"]
@@ -42,7 +41,7 @@ def workers(ctx: click.Context) -> None:
 
 
 def _show(target: Target) -> None:
-    now = SystemClock().now()
+    now = target.now()
     records = target.run(target.existing.workers())
     if target.json:
         for record in records:
@@ -120,7 +119,7 @@ def _order_command(kind: OrderKind, help: str) -> None:
     def command(target: Target, ids: tuple[str, ...], every: bool) -> None:
         if bool(ids) == every:
             raise click.UsageError("name worker ids, or give --all")
-        now = SystemClock().now()
+        now = target.now()
         living = [record for record in target.run(target.existing.workers()) if alive(record, now)]
         chosen = living if every else [_named(text, living) for text in ids]
         told = target.run(target.store.order([record.info.id for record in chosen], Order(kind)))

@@ -161,13 +161,14 @@ def test_a_file_that_is_no_database(harbour: Harbour) -> None:
     harbour.database.unlink()
 
 
-def test_a_database_of_another_program(harbour: Harbour) -> None:
+def test_a_database_of_the_layout_before_the_first_release(harbour: Harbour) -> None:
     with contextlib.closing(sqlite3.connect(harbour.database)) as connection:
-        connection.execute("CREATE TABLE mine (x)")
+        connection.execute("CREATE TABLE job (seq INTEGER PRIMARY KEY)")
+        connection.execute("PRAGMA application_id=0x46455259")
 
-    with pytest.raises(StoreCorrupt, match="another program"):
+    with pytest.raises(StoreVersionError, match=r"before its first release.*move the file away"):
         harbour.app.enqueue("mark", n=1)
-    refused(harbour, "another program")
+    refused(harbour, "before its first release")
     harbour.database.unlink()
 
 
@@ -176,8 +177,9 @@ def test_a_database_of_a_newer_version(harbour: Harbour) -> None:
     tasks.mark.enqueue(1)
     harbour.app.close()
     with contextlib.closing(sqlite3.connect(harbour.database)) as connection:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        connection.execute("PRAGMA user_version=99")
+        (version,) = connection.execute("SELECT value FROM ferryman_meta WHERE name = 'schema'").fetchone()
+        connection.execute("UPDATE ferryman_meta SET value = 99 WHERE name = 'schema'")
+        connection.commit()
 
     with pytest.raises(StoreVersionError, match=r"version 99.*install the newer"):
         tasks.mark.enqueue(2)
@@ -185,7 +187,8 @@ def test_a_database_of_a_newer_version(harbour: Harbour) -> None:
     refused(harbour, "version 99", command=("worker", "tasks:app"))
 
     with contextlib.closing(sqlite3.connect(harbour.database)) as connection:
-        connection.execute(f"PRAGMA user_version={version}")
+        connection.execute("UPDATE ferryman_meta SET value = ? WHERE name = 'schema'", (version,))
+        connection.commit()
     assert harbour.counts() == {"ready": 1}
 
 

@@ -1,4 +1,5 @@
-"""Writes docs/reference/settings.md from ferryman.config, cli.md from the commands, and the table of states.md.
+"""Writes docs/reference/settings.md from ferryman.config, cli.md from the commands, and the tables of states.md and
+stores.md.
 
 Run without arguments it writes them; with --check it only says which are not up to date.
 """
@@ -19,10 +20,15 @@ import msgspec
 from ferryman import config
 from ferryman.cli.root import EXIT_CODES, root
 from ferryman.job import TRANSITIONS, State
+from ferryman.store.memory.store import MemoryStore
+from ferryman.store.port import Capabilities
+from ferryman.store.postgres.store import PostgresStore
+from ferryman.store.redis.store import RedisStore
+from ferryman.store.sqlite.store import SqliteStore
 
 FOLDER = Path(__file__).parent.parent / "docs" / "reference"
-BEGIN = "<!-- transitions: written by scripts/reference_pages.py -->"
-END = "<!-- end of transitions -->"
+MARKS = "<!-- {0}: written by scripts/reference_pages.py -->", "<!-- end of {0} -->"
+STORES = (MemoryStore, SqliteStore, RedisStore, PostgresStore)
 
 SETTINGS_HEAD = """\
 # Settings
@@ -47,7 +53,8 @@ def main(arguments: list[str]) -> int:
     pages = {
         FOLDER / "settings.md": settings_page(),
         FOLDER / "cli.md": cli_page(),
-        FOLDER / "states.md": with_transitions((FOLDER / "states.md").read_text(encoding="utf-8")),
+        FOLDER / "states.md": with_table(FOLDER / "states.md", "transitions", transitions()),
+        FOLDER / "stores.md": with_table(FOLDER / "stores.md", "capabilities", capabilities()),
     }
     stale = [page for page, text in pages.items() if not is_same(page, text)]
     if arguments == ["--check"]:
@@ -84,16 +91,21 @@ def settings_table(name: str, section: type[msgspec.Struct]) -> str:
         if is_section(field.type):
             continue
         variable = "_".join(part.upper() for part in ("ferryman", name, field.name) if part)
-        default = msgspec.json.encode(field.default).decode()
+        default = "–" if field.default is None else f"`{msgspec.json.encode(field.default).decode()}`"
         cells = (
             f"`{field.name}`",
-            field.type.__name__,
-            f"`{default}`",
+            type_of(field.type),
+            default,
             f"`{variable}`",
             meanings.get(field.name, ""),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def type_of(kind: Any) -> str:
+    """As Python writes it: ``int``, or ``str or None``."""
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace(" | ", " or ")
 
 
 def is_section(kind: Any) -> bool:
@@ -183,23 +195,41 @@ def value_of(option: click.Option) -> str:
     return option.type.name.upper()
 
 
-# -- states ----------------------------------------------------------------------------------------------
+# -- tables in pages ---------------------------------------------------------------------------------------
 
 
-def with_transitions(page: str) -> str:
+def with_table(page: Path, name: str, lines: Iterator[str]) -> str:
     """The page with a fresh table between its two marks."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"states.md has lost the marks {BEGIN!r} and {END!r}")
-    lines = ["| from | to |", "|---|---|"]
-    for before, after in TRANSITIONS.items():
-        lines.append(f"| {label(before)} | {', '.join(label(state) for state in sorted(after))} |")
+    begin, end = (mark.format(name) for mark in MARKS)
+    head, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_end, tail = rest.partition(end)
+    if not (found_begin and found_end):
+        raise SystemExit(f"{page.name} has lost the marks {begin!r} and {end!r}")
     return f"{head}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{tail}"
+
+
+def transitions() -> Iterator[str]:
+    yield from ("| from | to |", "|---|---|")
+    for before, after in TRANSITIONS.items():
+        yield f"| {label(before)} | {', '.join(label(state) for state in sorted(after))} |"
 
 
 def label(state: State | None) -> str:
     return "(enqueued)" if state is None else state.label
+
+
+def capabilities() -> Iterator[str]:
+    """A column for each store, a row for each thing that it says of itself."""
+    found = [store.capabilities for store in STORES]
+    yield f"| | {' | '.join(each.name for each in found)} |"
+    yield "|---|" + "---|" * len(found)
+    for field, meaning in field_docs(Capabilities).items():
+        title = meaning.partition(".")[0]
+        yield f"| {title} | {' | '.join(told(getattr(each, field)) for each in found)} |"
+
+
+def told(value: bool | str) -> str:
+    return value if isinstance(value, str) else "yes" if value else "no"
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_long_messages_are_cut_and_long_tracebacks_keep_both_ends() -> None:
     def fall(depth: int) -> None:
         if depth:
             exec(f"{'y' * 900} = 1; fall(depth - 1)", {"fall": fall, "depth": depth})
-        raise ValueError("m" * 5_000)
+        raise ValueError("m" * 12_000)
 
     try:
         fall(60)

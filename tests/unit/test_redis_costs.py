@@ -299,7 +299,8 @@ def test_a_page_of_a_search_is_found_where_its_jobs_are(harbour: Harbour, name: 
     performed = harbour.heard(harbour.store.find(SEARCHES[name], 50))
 
     assert harbour.scans(performed) == []
-    assert len(performed) <= 4
+    # Succeeded jobs are not kept by arrival: where they are few, stretches of ready ones are leaped over.
+    assert len(performed) <= (20 if name == "succeeded jobs" else 4)
     assert most(performed) <= WALK
 
 

@@ -120,7 +120,7 @@ def replica_of(server: Server) -> Iterator[Server]:
 
 
 def fail_over(
-    server: Server, replica: Server, *, confirmed: int
+    server: Server, replica: Server, monkeypatch: pytest.MonkeyPatch, *, confirmed: int
 ) -> tuple[list[JobId], list[JobId], list[JobId]]:
     """Enqueue, then cut the replica off, enqueue more, kill the primary and promote the replica.
 
@@ -135,6 +135,7 @@ def fail_over(
             lambda: _offset(server, "master_repl_offset") == _offset(replica, "slave_repl_offset")
         )
     replica.pause()
+    monkeypatch.setattr("ferryman.io.redis.talk._CONFIRM_MS", 50)
     after: list[JobId] = []
     for _ in range(3):
         with contextlib.suppress(StoreUnavailable):
@@ -158,17 +159,18 @@ def _offset(server: Server, name: str) -> int:
 def test_with_a_confirming_replica_no_acknowledged_job_is_lost_in_a_failover(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ferryman.io.redis.talk._CONFIRM_MS", 50)
     with replica_of(server) as replica:
-        before, after, there = fail_over(server, replica, confirmed=1)
+        before, after, there = fail_over(server, replica, monkeypatch, confirmed=1)
 
     assert after == []
     assert there == before
 
 
-def test_without_one_a_failover_loses_what_the_replica_had_not_got_yet_and_no_more(server: Server) -> None:
+def test_without_one_a_failover_loses_what_the_replica_had_not_got_yet_and_no_more(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with replica_of(server) as replica:
-        before, after, there = fail_over(server, replica, confirmed=0)
+        before, after, there = fail_over(server, replica, monkeypatch, confirmed=0)
 
     assert len(after) == 3
     assert there[: len(before)] == before

@@ -30,8 +30,8 @@ log = logging.getLogger("ferryman.worker")
 _WATCH = 0.05
 _NEIGHBOURS = 0.25
 """Seconds between looks at the processes of other workers of this machine."""
-_REGISTER = 3.0
-"""Seconds between looks at the register of workers."""
+_REGISTER_FIRST, _REGISTER_MOST = 0.5, 3.0
+"""Seconds between looks at the register of workers: more and more of them while it stays the same."""
 _RECONCILE = 60.0
 """Seconds between comparisons of what the store says we run with what we run."""
 _PRUNE = 5.0
@@ -59,6 +59,7 @@ class Duties:
         """The other workers that are alive, as the register had them."""
         self._neighbours_at = now
         self._register_at = now
+        self._register_pause = _REGISTER_FIRST
         self._reconcile_at = now + _RECONCILE
         self._prune_at = now + _PRUNE * self._luck.random()
         self._watch_at = now
@@ -113,11 +114,7 @@ class Duties:
         """Take over from workers that died: those of this machine that are no process any more, at once; others
         when their lease has ended. The register is asked now and then, and only a reason makes this write."""
         if now >= self._register_at:
-            self._register_at = now + _REGISTER
-            records = self._runner.run(self._store.workers())
-            self._neighbours = [
-                each for each in records if each.gone is None and each.info.id != self._supervisor.id
-            ]
+            self._look_at_register(now)
         dead = [each.info.id for each in self._neighbours if is_dead_neighbour(each.info, self._here)]
         # The store decides whether a lease has ended; this only says when to ask.
         late = self._desk.store_time()
@@ -128,6 +125,21 @@ class Duties:
                     "worker %s died; %d of its jobs run again, %d are dead",
                     rescued.worker, rescued.again, rescued.dead,
                 )  # fmt: skip
+
+    def _look_at_register(self, now: float) -> None:
+        known = {each.info.id for each in self._neighbours}
+        records = self._runner.run(self._store.workers())
+        self._neighbours = [
+            each for each in records if each.gone is None and each.info.id != self._supervisor.id
+        ]
+        same = known == {each.info.id for each in self._neighbours}
+        pause = min(self._register_pause * 1.5, _REGISTER_MOST) if same else _REGISTER_FIRST
+        self._register_pause, self._register_at = pause, now + pause
+
+    def start_anew(self) -> None:
+        """The worker is another one on the register, perhaps of a store that has been emptied."""
+        self._heard = 0
+        self._register_at = 0.0
 
     def _reconcile(self, now: float) -> None:
         """Give back jobs that are leased to us in an answer that never came. An answer can be lost without a word, and

@@ -402,6 +402,8 @@ class Supervisor:
         log.info("it starts anew as %s", self.id)
         if self._desk is not None:
             self._desk.forget(self.id)
+            if self._duties is not None:
+                self._duties.start_anew()
             try:
                 self._register(self._desk)
             except StoreError as error:

@@ -17,7 +17,18 @@ from ferryman.store.port import (
     WorkerRecord,
 )
 
-__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "time", "workers"]
+__all__ = [
+    "causes",
+    "find",
+    "get",
+    "history",
+    "lanes",
+    "parent_results",
+    "queues",
+    "stats",
+    "time",
+    "workers",
+]
 
 
 def get(book: Book, now: int, ids: Sequence[JobId]) -> list[Job | None]:

@@ -24,9 +24,7 @@ def register(book: Book, now: int, info: WorkerInfo, lease: int) -> None:
         known.info, known.seen_at, known.lease_until = info, now, now + lease
 
 
-def heartbeat(
-    book: Book, now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int
-) -> Orders:
+def heartbeat(book: Book, now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int) -> Orders:
     record = find_worker(book, worker)
     book.touch(record)
     record.status, record.seen_at, record.lease_until = status, now, now + lease

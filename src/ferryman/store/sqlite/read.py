@@ -26,7 +26,18 @@ from ferryman.store.port import (
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.ledger import STAT, ids_param
 
-__all__ = ["causes", "find", "get", "history", "lanes", "parent_results", "queues", "stats", "time", "workers"]
+__all__ = [
+    "causes",
+    "find",
+    "get",
+    "history",
+    "lanes",
+    "parent_results",
+    "queues",
+    "stats",
+    "time",
+    "workers",
+]
 
 _COLUMNS = """
 j.id, j.seq, t.name, l.queue, l.priority, j.state, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,

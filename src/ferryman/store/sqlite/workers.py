@@ -45,9 +45,7 @@ def register(now: int, info: WorkerInfo, lease: int) -> Requests[None]:
     )  # fmt: skip
 
 
-def heartbeat(
-    now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int
-) -> Requests[Orders]:
+def heartbeat(now: int, worker: WorkerId, status: WorkerStatus, lease: int, heard: int) -> Requests[Orders]:
     worker_id, *_ = yield from find_worker(worker)
     yield Query(
         "UPDATE ferryman_worker SET status = ?, seen_at = ?, lease_until = ? WHERE id = ?",

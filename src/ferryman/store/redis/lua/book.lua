@@ -48,9 +48,9 @@
 --   bell, bell:done        channels: there may be work, or an order; a job has finished
 --   lock, kv               see coordinate.lua
 --
--- CARDS (cards.lua, writing.lua; lanes.lua for queues and lanes), their fields. Of the record: id, seq, spot, enqueued_at, first_at (its run_at
--- at enqueue), deadline (0: none), max_attempts, kind (bits of KIND), priority, names (MessagePack of task and
--- queue), task, queue, key (nil: none), lane (see `book.lane`). Of the life: state (numbers as in
+-- CARDS (cards.lua, writing.lua; lanes.lua has queues and lanes), their fields. Of the record: id, seq, spot,
+-- enqueued_at, first_at (its run_at at enqueue), deadline (0: none), max_attempts, kind (bits of KIND), priority,
+-- names (MessagePack of task and queue), task, queue, key (nil: none), lane (see `book.lane`). Of the life: state (numbers as in
 -- ferryman.job.State), attempt, lease, deaths, tag, run_at, started_at, finished_at (0: none), missing, warned
 -- (last lease that was ordered to be cancelled), result_until (0: none), progress (-1: none), holds (a place of
 -- its key), has_children, has_attempts, has_notes (booleans), worker, reason, result (nil: none). A card may be

@@ -350,7 +350,9 @@ class Django:
             cursor.execute(sql)
 
     async def savepoint(self) -> None:
-        self._savepoint = self._transaction.savepoint()
+        # Its name since Django 6.
+        create = getattr(self._transaction, "savepoint_create", None) or self._transaction.savepoint
+        self._savepoint = create()
 
     async def rollback_to_savepoint(self) -> None:
         self._transaction.savepoint_rollback(self._savepoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -32,8 +33,10 @@ class Shop:
         self.app = Ferryman(url)
         self.connect = connect
         self.mark = "%s" if url.startswith("postgresql") else "?"
-        self.run("DROP TABLE IF EXISTS ledger")
-        self.run("CREATE TABLE ledger (entry TEXT NOT NULL)")
+        # Of this process alone: others use the same server.
+        self.table = f"ledger_{os.getpid()}"
+        self.run(f"DROP TABLE IF EXISTS {self.table}")
+        self.run(f"CREATE TABLE {self.table} (entry TEXT NOT NULL)")
 
     def run(self, text: str, *params: object) -> list[Any]:
         connection = self.connect()
@@ -47,10 +50,10 @@ class Shop:
 
     @property
     def entries(self) -> list[str]:
-        return sorted(entry for (entry,) in self.run("SELECT entry FROM ledger"))
+        return sorted(entry for (entry,) in self.run(f"SELECT entry FROM {self.table}"))
 
     def insert(self, connection: Any, entry: str) -> Any:
-        return connection.execute(f"INSERT INTO ledger VALUES ({self.mark})", (entry,))
+        return connection.execute(f"INSERT INTO {self.table} VALUES ({self.mark})", (entry,))
 
     def wait_for(self, job: JobId, state: State) -> None:
         handle = self.app.job(job)

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ferryman.clock import Clock, SystemClock
-from ferryman.errors import Unsupported
 from ferryman.io.operation import AsyncRunner, Operation, Requests, Runner
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
 from ferryman.store.cargo import Parcel
@@ -41,6 +40,7 @@ from ferryman.store.port import (
     WorkerRecord,
     WorkerStatus,
 )
+from ferryman.store.refusals import no_guests, no_transactions
 
 __all__ = ["MemoryStore"]
 
@@ -75,19 +75,13 @@ class MemoryStore:
         return AsyncMemoryRunner(self._desk)
 
     def using(self, connection: object) -> Guest:  # noqa: ARG002
-        raise Unsupported(
-            f"{self.url} cannot store jobs inside a transaction of yours (using=…); the stores SQLite and PostgreSQL can"
-        )
+        raise no_guests(self.url)
 
     def transaction(self) -> AbstractContextManager[Any]:
-        raise Unsupported(
-            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
-        )
+        raise no_transactions(self.url)
 
     def atransaction(self) -> AbstractAsyncContextManager[Any]:
-        raise Unsupported(
-            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
-        )
+        raise no_transactions(self.url)
 
     def waker(self) -> Waker:
         return MemoryWaker(self._desk)

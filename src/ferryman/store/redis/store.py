@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 from ferryman.clock import Clock, SystemClock
-from ferryman.errors import Unsupported
 from ferryman.io.operation import AsyncRunner, Operation, Runner
 from ferryman.io.redis import AsyncRedisRunner, Doorbell, RedisRunner, RedisWaker, Server
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
@@ -41,6 +40,7 @@ from ferryman.store.port import (
 from ferryman.store.redis import cargo, claim, coordinate, enqueue, prune, read, settle, steer
 from ferryman.store.redis import workers as registry
 from ferryman.store.redis.library import load_library
+from ferryman.store.refusals import no_guests, no_transactions
 
 __all__ = ["RedisStore"]
 
@@ -80,19 +80,13 @@ class RedisStore:
         return AsyncRedisRunner(self._server, self._doorbell)
 
     def using(self, connection: object) -> Guest:  # noqa: ARG002
-        raise Unsupported(
-            f"{self.url} cannot store jobs inside a transaction of yours (using=…); the stores SQLite and PostgreSQL can"
-        )
+        raise no_guests(self.url)
 
     def transaction(self) -> AbstractContextManager[Any]:
-        raise Unsupported(
-            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
-        )
+        raise no_transactions(self.url)
 
     def atransaction(self) -> AbstractAsyncContextManager[Any]:
-        raise Unsupported(
-            f"{self.url} has no transactions that a task could take part in; the stores SQLite and PostgreSQL have"
-        )
+        raise no_transactions(self.url)
 
     def waker(self) -> Waker:
         return RedisWaker(self._server)

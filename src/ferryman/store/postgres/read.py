@@ -11,6 +11,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
 from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
+from ferryman.store.minutes import minute_stats
 from ferryman.store.port import (
     CauseCount,
     Filter,
@@ -24,7 +25,6 @@ from ferryman.store.port import (
     WorkerStatus,
 )
 from ferryman.store.postgres.filters import matching
-from ferryman.store.postgres.schema import STAT
 
 __all__ = [
     "causes",
@@ -181,20 +181,7 @@ def stats(schema: str, since: int, until: int) -> Requests[list[MinuteStats]]:
         " GROUP BY minute, queue, task, kind, bucket ORDER BY minute, queue, task",
         (since, until, since, until),
     )
-    found: dict[tuple[int, str, str], list[Any]] = {}
-    for minute, queue, task, kind, bucket, n in rows:
-        numbers = found.setdefault((minute, queue, task), [0, 0, 0, 0, {}, {}])
-        if kind in (STAT.WAITED, STAT.RAN):
-            numbers[kind][bucket] = n
-        else:
-            numbers[kind] = n
-    return [
-        MinuteStats(
-            minute=minute, queue=queue, task=task, enqueued=enqueued, succeeded=succeeded, failed=failed, dead=dead,
-            waited=waited, ran=ran,
-        )
-        for (minute, queue, task), (enqueued, succeeded, failed, dead, waited, ran) in found.items()
-    ]  # fmt: skip
+    return minute_stats(rows)
 
 
 def causes(schema: str, which: Filter) -> Requests[list[CauseCount]]:

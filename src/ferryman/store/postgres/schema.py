@@ -21,7 +21,7 @@ from ferryman.io.postgres.migrating import Act, Release, Source, acts
 from ferryman.io.postgres.migrating import migrate as migrate_schema
 from ferryman.io.postgres.migrating import prepare as prepare_schema
 
-__all__ = ["FLAG", "STAT", "VERSION", "migrate", "outstanding", "prepare", "release"]
+__all__ = ["FLAG", "VERSION", "migrate", "outstanding", "prepare", "release"]
 
 T = TypeVar("T")
 
@@ -56,12 +56,6 @@ class FLAG:
     """Its result's time was over, and the result is gone."""
     STAGED = 512
     """It waits to be admitted by the next claim: its parents, key, tag or bound are still to be looked at."""
-
-
-class STAT:
-    """Kinds of numbers in ``stat_base`` and ``stat_news``."""
-
-    ENQUEUED, SUCCEEDED, FAILED, DEAD, WAITED, RAN = range(6)
 
 
 def prepare(connection: psycopg.Connection[Any], schema: str) -> None:

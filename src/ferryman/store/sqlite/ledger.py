@@ -11,7 +11,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query, Ring
 from ferryman.job import State
 
-__all__ = ["STAT", "LaneInfo", "Ledger", "ids_param", "seqs_param"]
+__all__ = ["LaneInfo", "Ledger", "ids_param", "seqs_param"]
 
 _STATES = len(State)
 
@@ -26,12 +26,6 @@ _STAT = """
 INSERT INTO ferryman_stat (minute, lane, task, kind, bucket, n) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET n = n + excluded.n
 """
-
-
-class STAT:
-    """Kinds of numbers in the table ``stat``."""
-
-    ENQUEUED, SUCCEEDED, FAILED, DEAD, WAITED, RAN = range(6)
 
 
 class LaneInfo(NamedTuple):

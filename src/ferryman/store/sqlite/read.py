@@ -11,6 +11,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
+from ferryman.store.minutes import minute_stats
 from ferryman.store.port import (
     CauseCount,
     Filter,
@@ -24,7 +25,7 @@ from ferryman.store.port import (
     WorkerStatus,
 )
 from ferryman.store.sqlite.filters import matching
-from ferryman.store.sqlite.ledger import STAT, ids_param
+from ferryman.store.sqlite.ledger import ids_param
 
 __all__ = [
     "causes",
@@ -161,20 +162,7 @@ def stats(since: int, until: int) -> Requests[list[MinuteStats]]:
         " GROUP BY s.minute, l.queue, t.name, s.kind, s.bucket ORDER BY s.minute, l.queue, t.name",
         (since, until),
     )
-    found: dict[tuple[int, str, str], list[Any]] = {}
-    for minute, queue, task, kind, bucket, n in rows:
-        numbers = found.setdefault((minute, queue, task), [0, 0, 0, 0, {}, {}])
-        if kind in (STAT.WAITED, STAT.RAN):
-            numbers[kind][bucket] = n
-        else:
-            numbers[kind] = n
-    return [
-        MinuteStats(
-            minute=minute, queue=queue, task=task, enqueued=enqueued, succeeded=succeeded, failed=failed, dead=dead,
-            waited=waited, ran=ran,
-        )
-        for (minute, queue, task), (enqueued, succeeded, failed, dead, waited, ran) in found.items()
-    ]  # fmt: skip
+    return minute_stats(rows)
 
 
 def causes(which: Filter) -> Requests[list[CauseCount]]:

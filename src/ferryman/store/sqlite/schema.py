@@ -202,7 +202,7 @@ CREATE TABLE ferryman_stat (
     minute INTEGER NOT NULL,
     lane INTEGER NOT NULL,
     task INTEGER NOT NULL,
-    kind INTEGER NOT NULL,                  -- ferryman.store.sqlite.ledger.STAT
+    kind INTEGER NOT NULL,                  -- ferryman.store.minutes.STAT
     bucket INTEGER NOT NULL,
     n INTEGER NOT NULL,
     PRIMARY KEY (minute, lane, task, kind, bucket)

@@ -155,7 +155,7 @@ FROM (
 -- One row per minute, queue, task, kind of number and histogram bucket; base and news as above.
 CREATE TABLE stat_base (
     minute bigint NOT NULL, queue text COLLATE "C" NOT NULL, task text COLLATE "C" NOT NULL,
-    kind smallint NOT NULL,                     -- STAT of schema.py
+    kind smallint NOT NULL,                     -- STAT of ferryman.store.minutes
     bucket smallint NOT NULL, n bigint NOT NULL,
     PRIMARY KEY (minute, queue, task, kind, bucket)
 );

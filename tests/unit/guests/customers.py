@@ -4,6 +4,7 @@ same words for all. The methods are coroutines; those of a library that blocks n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -338,6 +339,8 @@ class Django:
             for key in ("host", "port", "user", "password"):
                 database[key.upper()] = _word(words, key) or ""
         self._transaction = transaction
+        with contextlib.suppress(AttributeError):
+            del connections["default"]  # one that a test which failed has left open
         connections.settings = connections.configure_settings({"default": database})
         self.using: Any = connections["default"]
 

@@ -91,6 +91,25 @@ def test_settings_of_a_connection_make_no_difference(
     assert is_stored(kept)
 
 
+def test_others_who_write_meanwhile_do_not_make_a_transaction_fail_that_has_only_begun(
+    path: str, connection: sqlite3.Connection, add: Task[..., Any]
+) -> None:
+    add.enqueue(0)
+    with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (n INTEGER)")
+        connection.execute("BEGIN DEFERRED")
+
+        def write(_statement: str) -> None:
+            with contextlib.suppress(sqlite3.OperationalError):
+                other.execute("INSERT INTO theirs VALUES (1)")
+
+        connection.set_trace_callback(write)
+        handle = add.options(using=connection).enqueue(1)
+        connection.commit()
+
+    assert is_stored(handle)
+
+
 def test_a_connection_that_commits_by_itself_commits_the_job_as_well(
     path: str, app: Ferryman, add: Task[..., Any]
 ) -> None:

@@ -234,11 +234,22 @@ def prepare(connection: sqlite3.Connection) -> None:
 
 def make(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
     """What `prepare` does, inside a transaction that is the caller's."""
+    _become_writer(connection)
     # Somebody may have made them while this waited for the transaction.
     if not _is_current(connection):
         for statement in _TABLES.split(";\n"):
             connection.execute(statement)
         connection.execute("INSERT INTO ferryman_meta (name, value) VALUES ('schema', ?)", (SCHEMA_VERSION,))
+
+
+def _become_writer(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+    """Wait for the lock of who writes: one that begins by reading is refused it at once if another writes meanwhile."""
+    try:
+        connection.execute("UPDATE ferryman_meta SET value = value WHERE 0")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        # There is no such table yet.
 
 
 def _is_current(connection: sqlite3.Connection | sqlite3.Cursor) -> bool:

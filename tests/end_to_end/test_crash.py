@@ -53,11 +53,10 @@ def test_after_a_kill_of_the_whole_worker_nothing_is_lost_and_little_runs_twice(
     print(f"{left} jobs left at the kill: {took:.2f} s from the restart to the last one, "
           f"{twice} ended twice, {started_twice} started twice")  # fmt: skip
     assert len(harbour.tally("end")) == 2_000
-    assert twice <= 32
-    # Sixteen were at work when everything was killed; nobody can spare these their second start.
-    assert started_twice <= 32 + 16
+    # Sixteen were at work when everything was killed, and as many may have ended and not been settled.
+    assert started_twice <= 32
     assert all(count <= 2 for count in harbour.tally("start").values())
-    assert took < 3 * 3
+    assert took < 3
 
 
 def test_kills_at_many_moments_lose_nothing(harbour: Harbour) -> None:

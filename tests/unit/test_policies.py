@@ -69,29 +69,37 @@ def test_shares_add_up_and_never_exceed_the_room() -> None:
 
 
 def test_nothing_is_held_ahead_before_a_pace_was_shown() -> None:
-    assert Pace(0.0).ahead(1.0) == 0
+    assert Pace(0.0, places=8).ahead(1.0) == 0
 
 
 def test_an_executor_holds_some_hundredths_of_a_second_of_short_jobs_ahead() -> None:
-    pace = Pace(0.0)
+    pace = Pace(0.0, places=8)
     for step in range(1, 101):
-        pace.record(100, step * 0.01)  # ten thousand a second
+        pace.record(100, 0.005, step * 0.01)  # ten thousand a second
 
     assert pace.ahead(1.0) == pytest.approx(300, abs=5)
 
 
 def test_long_jobs_are_not_held_ahead() -> None:
-    pace = Pace(0.0)
+    pace = Pace(0.0, places=8)
     for step in range(1, 11):
-        pace.record(1, float(step))
+        pace.record(1, 1.0, float(step))
 
     assert pace.ahead(10.0) == 0
 
 
-def test_what_is_held_ahead_dwindles_when_nothing_gets_done() -> None:
-    pace = Pace(0.0)
+def test_of_jobs_that_take_some_ms_no_more_are_held_ahead_than_run() -> None:
+    pace = Pace(0.0, places=16)
     for step in range(1, 101):
-        pace.record(100, step * 0.01)
+        pace.record(32, 32 * 0.005, step * 0.01)  # 16 at once
+
+    assert pace.ahead(1.0) == 16
+
+
+def test_what_is_held_ahead_dwindles_when_nothing_gets_done() -> None:
+    pace = Pace(0.0, places=8)
+    for step in range(1, 101):
+        pace.record(100, 0.005, step * 0.01)
 
     assert pace.ahead(1.0) > pace.ahead(1.1) > pace.ahead(2.0)
     assert pace.ahead(60.0) <= 1

@@ -3,6 +3,9 @@
 An executor shall never run dry while the store is asked for more, nor hold jobs that another could have
 started. So it holds what it gets done in a few hundredths of a second, by the pace that it has shown: jobs
 that take long are not held ahead at all.
+
+What it holds is also what a crash may have run again at worst, since any of it may have been done and not yet settled.
+So of jobs that take some ms, no more are held ahead than run: a crash repeats at most twice as many as run at once.
 """
 
 from __future__ import annotations
@@ -17,33 +20,43 @@ _WINDOW = 0.03
 _SAMPLE = 0.005
 """Seconds over which a sample of the pace is taken."""
 
+_LONG = 0.004
+"""Seconds of run time from which on a job is worth not being repeated. Shorter ones are held ahead as the pace asks."""
+
 _MOST = 1_000
 
 
 class Pace:
     """How many jobs an executor gets done in a second, as it showed lately. Times are in seconds."""
 
-    __slots__ = ("_count", "_rate", "_since")
+    __slots__ = ("_count", "_most", "_places", "_ran", "_rate", "_since")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, places: int) -> None:
+        """`places` is how many jobs it runs at once."""
+        self._places = places
         self._count = 0
+        self._ran = 0.0
         self._since = now
         self._rate = 0.0
+        self._most = places
 
-    def record(self, count: int, now: float) -> None:
-        """So many jobs have been done."""
+    def record(self, count: int, ran: float, now: float) -> None:
+        """So many jobs have been done, which ran for so many seconds in all."""
         self._count += count
+        self._ran += ran
         elapsed = now - self._since
         if elapsed >= _SAMPLE:
             self._rate += 0.4 * (self._count / elapsed - self._rate)
+            self._most = self._places if self._ran >= _LONG * self._count else _MOST
             self._count = 0
+            self._ran = 0.0
             self._since = now
 
     def ahead(self, now: float) -> int:
         """How many jobs to hold beyond those that run."""
         silence = now - self._since
         rate = self._rate if silence < _WINDOW else self._rate * _WINDOW / silence
-        return min(_MOST, int(rate * _WINDOW))
+        return min(self._most, int(rate * _WINDOW))
 
 
 def share(count: int, rooms: Sequence[int]) -> list[int]:

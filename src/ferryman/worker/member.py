@@ -105,7 +105,7 @@ class Member:
         self.stalled = False
         self.done = 0
         self.idle_since = now
-        self.pace = Pace(now)
+        self.pace = Pace(now, places)
         self._serials: dict[Track, int] = {"thread": 0, "loop": 0}
         self._reader = FrameReader()
         self._unsent = bytearray()
@@ -176,10 +176,10 @@ class Member:
             self.solo = None
         return held
 
-    def progressed(self, count: int, now: float) -> None:
-        """So many jobs were done just now."""
-        self.done += count
-        self.pace.record(count, now)
+    def progressed(self, outcomes: Sequence[Outcome], now: float) -> None:
+        """These jobs were done just now."""
+        self.done += len(outcomes)
+        self.pace.record(len(outcomes), sum([outcome.ran_us for outcome in outcomes]) / 1e6, now)
         self._progress_at = now
         if not self.jobs:
             self.idle_since = now

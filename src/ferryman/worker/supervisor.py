@@ -242,7 +242,7 @@ class Supervisor:
             case Kind.DONE:
                 self._outcomes += [each for each in body if member.take_off(each.id, each.lease)]
                 self.done += len(body)
-                member.progressed(len(body), time.monotonic())
+                member.progressed(body, time.monotonic())
             case Kind.NOTES if self._desk is not None:
                 self._desk.notes += body
             case Kind.RETURNED:

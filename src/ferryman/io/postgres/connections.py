@@ -29,11 +29,10 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 def connect(address: Address, conninfo: str | None = None) -> psycopg.Connection[Any]:
     """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
     try:
-        # Prepared statements belong to a session, which behind a pooler is another one each time.
         connection = psycopg.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
+        _set_up(connection, connection.execute(_WHO_SERVES).fetchone())
     except psycopg.Error as error:
         raise unreachable(address, error) from error
-    _set_up(connection)
     return connection
 
 
@@ -43,14 +42,21 @@ async def aconnect(address: Address) -> psycopg.AsyncConnection[Any]:
         connection = await psycopg.AsyncConnection.connect(
             address.conninfo, autocommit=True, prepare_threshold=None
         )
+        _set_up(connection, await (await connection.execute(_WHO_SERVES)).fetchone())
     except psycopg.Error as error:
         raise unreachable(address, error) from error
-    _set_up(connection)
     return connection
 
 
-def _set_up(connection: AnyConnection) -> None:
+_WHO_SERVES = "SELECT pg_backend_pid()"
+
+
+def _set_up(connection: AnyConnection, served_by: tuple[int] | None) -> None:
     connection.adapters.register_dumper(list, ListDumper)
+    if served_by == (connection.pgconn.backend_pid,):
+        # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of
+        # a process of its own making.
+        connection.prepare_threshold = 0
     _connections.add(connection)
 
 

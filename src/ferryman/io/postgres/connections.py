@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -55,8 +56,8 @@ def _set_up(connection: AnyConnection, served_by: tuple[int] | None) -> None:
     connection.adapters.register_dumper(list, ListDumper)
     if served_by == (connection.pgconn.backend_pid,):
         # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of
-        # a process of its own making.
-        connection.prepare_threshold = 0
+        # a process of its own making. Only what asks for it is prepared.
+        connection.prepare_threshold = sys.maxsize
     _connections.add(connection)
 
 
@@ -90,7 +91,7 @@ def transact(
     try:
         if len(statements) == 1:
             cursor = connection.cursor(binary=True)
-            cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate))
+            cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True)
             return [cursor.fetchall() if cursor.description else []]
         cursors = [connection.cursor(binary=True) for _ in statements]
         failure: Exception | None = None
@@ -99,7 +100,7 @@ def transact(
                 for text in _beginning(attempt):
                     connection.execute(text)
                 for each, cursor in zip(statements, cursors, strict=True):
-                    cursor.execute(each.text, filled(each, now, gate=attempt.gate))
+                    cursor.execute(each.text, filled(each, now, gate=attempt.gate), prepare=True)
                 connection.execute("COMMIT")
             except psycopg.Error as error:
                 # A pipeline that ends with it would complain of what it finds after it.
@@ -124,7 +125,9 @@ async def atransact(
     try:
         if len(statements) == 1:
             cursor = connection.cursor(binary=True)
-            await cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate))
+            await cursor.execute(
+                statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True
+            )
             return [await cursor.fetchall() if cursor.description else []]
         cursors = [connection.cursor(binary=True) for _ in statements]
         failure: Exception | None = None
@@ -134,7 +137,7 @@ async def atransact(
                     for text in _beginning(attempt):
                         await connection.execute(text)
                     for each, cursor in zip(statements, cursors, strict=True):
-                        await cursor.execute(each.text, filled(each, now, gate=attempt.gate))
+                        await cursor.execute(each.text, filled(each, now, gate=attempt.gate), prepare=True)
                     await connection.execute("COMMIT")
                 except psycopg.Error as error:
                     failure = error

@@ -20,12 +20,17 @@ DECLARE
     now_ bigint := now_or(p_now);
     w record;
     t record;
-    head record;
+    j record;
     room_ integer := p_limit;
     synced boolean := false;
     lanes_left integer;
     wanted integer;
+    taken integer;
     start bigint;       -- seq
+    first_seq bigint;
+    last_tag double precision;
+    last_seq bigint;
+    until_started uuid[];
     taken_queues text[] := '{}';
     taken_priorities smallint[] := '{}';
     taken_tags double precision[] := '{}';
@@ -35,69 +40,88 @@ BEGIN
         PERFORM gate();
     END IF;
     -- Held until the commit, so that whoever takes this worker for dead sees all that it has leased.
-    PERFORM pg_advisory_xact_lock_shared(worker_lock(p_worker));
-    PERFORM locking();
+    PERFORM pg_advisory_xact_lock_shared(worker_lock(p_worker)), locking();
     SELECT * INTO w FROM find_worker(p_worker);
     PERFORM move_on(now_);
     FOR t IN
-        SELECT x.queue, x.priority, x.count FROM unnest(p_queues, p_priorities, p_counts) WITH ORDINALITY
-            x(queue, priority, count, place)
+        SELECT
+            x.queue, x.priority, x.count,
+            (SELECT h.seq FROM lane_head h WHERE h.queue = x.queue AND h.priority = x.priority AND h.until > now_) AS start
+        FROM unnest(p_queues, p_priorities, p_counts) WITH ORDINALITY x(queue, priority, count, place)
         WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = x.queue AND q.paused) ORDER BY x.place
     LOOP
         EXIT WHEN room_ <= 0;
         wanted := least(t.count, room_);
-        SELECT seq INTO start FROM lane_head h WHERE h.queue = t.queue AND h.priority = t.priority AND h.until > now_;
-        start := coalesce(start, 0);
+        taken := 0;
+        start := coalesce(t.start, 0);
+        first_seq := NULL;
+        last_tag := 0;
+        until_started := NULL;
         LOOP
             -- Those that others are leasing just now are skipped.
-            SELECT
-                array_agg(h.ctid) FILTER (WHERE h.in_time) AS places, count(*)::integer AS seen,
-                (count(*) FILTER (WHERE h.in_time))::integer AS n,
-                bool_or(h.in_time AND (h.attempt + 1 >= h.max_attempts OR h.key IS NOT NULL)) AS must_hold,
-                array_agg(h.id) FILTER (WHERE h.in_time AND h.flags & 64 <> 0) AS unique_until_started,
-                min(h.seq) AS first_seq, max(h.tag) AS tag, max(h.seq) FILTER (WHERE h.tag = h.last_tag) AS last_seq
-            INTO head FROM (
-                SELECT r.*, max(r.tag) OVER () AS last_tag, r.deadline IS NULL OR r.deadline > now_ AS in_time FROM (
-                    SELECT j.ctid, j.id, j.seq, j.attempt, j.max_attempts, j.flags, j.key, j.tag, j.deadline FROM job j
-                    WHERE j.state = 2 AND j.queue = t.queue AND j.priority = t.priority AND (j.tag, j.seq) >= (0, start)
-                    ORDER BY j.tag, j.seq LIMIT wanted FOR UPDATE SKIP LOCKED
-                ) r
-            ) h;
-            EXIT WHEN start = 0 OR head.seen = wanted;
+            FOR j IN
+                WITH leased AS (
+                    UPDATE job l SET
+                        state = 4, lease = l.lease + 1, attempt = l.attempt + 1, worker = w.id, started_at = now_,
+                        flags = l.flags & ~128, reason = NULL
+                    WHERE l.ctid = ANY (ARRAY(
+                        SELECT r.ctid FROM job r
+                        WHERE r.state = 2 AND r.queue = t.queue AND r.priority = t.priority AND (r.tag, r.seq) >= (0, start)
+                            AND (r.deadline IS NULL OR r.deadline > now_)
+                        ORDER BY r.tag, r.seq LIMIT wanted - taken FOR UPDATE SKIP LOCKED
+                    ))
+                    RETURNING
+                        l.id, l.task, l.lease, l.attempt, l.max_attempts, l.deaths, l.enqueued_at, l.run_at, l.args,
+                        l.options, l.key, l.flags, l.tag, l.seq
+                )
+                SELECT * FROM leased l ORDER BY l.tag, l.seq
+            LOOP
+                taken := taken + 1;
+                first_seq := coalesce(first_seq, j.seq);
+                last_tag := greatest(last_tag, j.tag);
+                last_seq := j.seq;
+                IF j.attempt >= j.max_attempts OR j.key IS NOT NULL THEN
+                    synced := true;
+                END IF;
+                IF j.flags & 64 <> 0 THEN
+                    until_started := until_started || j.id;
+                END IF;
+                id := encode(uuid_send(j.id), 'hex');
+                task := j.task;
+                queue := t.queue;
+                lease := j.lease;
+                attempt := j.attempt;
+                max_attempts := j.max_attempts;
+                deaths := j.deaths;
+                enqueued_at := j.enqueued_at;
+                ready_at := j.run_at;
+                args := j.args;
+                options := j.options;
+                key := j.key;
+                RETURN NEXT;
+            END LOOP;
+            EXIT WHEN start = 0 OR taken = wanted;
             -- There may be some before it, that came late.
             start := 0;
+            first_seq := NULL;
         END LOOP;
-        IF start = 0 AND head.tag = 0 AND head.seen >= 100 THEN
-            PERFORM remember_head(t.queue, t.priority, head.first_seq, now_);
+        CONTINUE WHEN taken = 0;
+        IF start = 0 AND last_tag = 0 AND taken >= 100 AND first_seq IS NOT NULL THEN
+            PERFORM remember_head(t.queue, t.priority, first_seq, now_);
         END IF;
-        CONTINUE WHEN head.n = 0;
-        room_ := room_ - head.n;
+        room_ := room_ - taken;
         taken_queues := taken_queues || t.queue;
         taken_priorities := taken_priorities || t.priority;
-        taken_tags := taken_tags || head.tag;
-        taken_seqs := taken_seqs || head.last_seq;
-        synced := synced OR head.must_hold;
-        RETURN QUERY WITH leased AS (
-            UPDATE job j SET
-                state = 4, lease = j.lease + 1, attempt = j.attempt + 1, worker = w.id, started_at = now_,
-                flags = j.flags & ~128, reason = NULL
-            WHERE j.ctid = ANY (head.places)
-            RETURNING
-                j.id, j.task, j.lease, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at, j.args, j.options,
-                j.key, j.tag, j.seq
-        )
-        SELECT
-            encode(uuid_send(l.id), 'hex'), l.task, t.queue, l.lease, l.attempt, l.max_attempts, l.deaths::integer,
-            l.enqueued_at, l.run_at, l.args, l.options, l.key
-        FROM leased l ORDER BY l.tag, l.seq;
-        PERFORM count_move(t.queue, t.priority, 2::smallint, 4::smallint, head.n);
-        IF head.unique_until_started IS NOT NULL THEN
-            DELETE FROM unique_key u WHERE u.id = ANY (head.unique_until_started) AND u.until IS NULL;
+        taken_tags := taken_tags || last_tag;
+        taken_seqs := taken_seqs || last_seq;
+        PERFORM count_move(t.queue, t.priority, 2::smallint, 4::smallint, taken);
+        IF until_started IS NOT NULL THEN
+            DELETE FROM unique_key u WHERE u.id = ANY (until_started) AND u.until IS NULL;
         END IF;
-        IF head.tag > 0 THEN
+        IF last_tag > 0 THEN
             -- Skipped if somebody else is moving it on: it only ever grows, and they are as far as we are.
-            UPDATE lane_clock c SET clock = head.tag WHERE c.ctid = ANY (ARRAY(
-                SELECT l.ctid FROM lane_clock l WHERE l.queue = t.queue AND l.priority = t.priority AND l.clock < head.tag
+            UPDATE lane_clock c SET clock = last_tag WHERE c.ctid = ANY (ARRAY(
+                SELECT l.ctid FROM lane_clock l WHERE l.queue = t.queue AND l.priority = t.priority AND l.clock < last_tag
                 FOR UPDATE SKIP LOCKED
             ));
         END IF;
@@ -120,8 +144,13 @@ BEGIN
         SELECT x.tag, x.seq
         FROM unnest(taken_queues, taken_priorities, taken_tags, taken_seqs) x(queue, priority, tag, seq)
         WHERE x.queue = l.queue AND x.priority = l.priority ORDER BY x.tag DESC, x.seq DESC LIMIT 1
-    ) k ON true;
+    ) k ON true
+    UNION ALL
+    SELECT
+        NULL, NULL, NULL, NULL, NULL, NULL, NULL, now_, (SELECT min(d.run_at) FROM job d WHERE d.state = 1),
+        NULL, NULL, NULL;
     GET DIAGNOSTICS lanes_left = ROW_COUNT;
+    lanes_left := lanes_left - 1;
     IF w.listens <> (lanes_left = 0) THEN
         -- A worker that has a backlog comes again by itself.
         UPDATE worker x SET listens = lanes_left = 0 WHERE x.id = w.id;
@@ -130,10 +159,6 @@ BEGIN
     IF room_ < p_limit AND random() < 0.1 AND may_fold() THEN
         PERFORM fold_lanes();
     END IF;
-    RETURN QUERY
-    SELECT
-        NULL::text, NULL::text, NULL::text, NULL::integer, NULL::integer, NULL::integer, NULL::integer, now_,
-        (SELECT min(j.run_at) FROM job j WHERE j.state = 1), NULL::bytea, NULL::bytea, NULL::text;
 END $$;
 
 -- For half a second, in which what comes in ahead of it without `forget_head`, such as an enqueue that takes its time to
@@ -173,10 +198,7 @@ END $$;
 
 -- Lanes of these queues (NULL: of all) that have ready jobs, paused ones left out.
 CREATE OR REPLACE FUNCTION ready_lanes(p_queues text[]) RETURNS TABLE (queue text, priority smallint, depth bigint)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
+LANGUAGE sql STABLE AS $$
     SELECT l.queue, l.priority, l.depth FROM (
         SELECT x.queue, x.priority, sum(x.n)::bigint AS depth FROM (
             SELECT b.queue, b.priority, b.counts[3] AS n FROM lane_base b
@@ -186,8 +208,8 @@ BEGIN
         WHERE p_queues IS NULL OR x.queue = ANY (p_queues)
         GROUP BY x.queue, x.priority HAVING sum(x.n) > 0
         OFFSET 0    -- Paused ones are looked for among lanes, not among news, which are more.
-    ) l WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = l.queue AND q.paused);
-END $$;
+    ) l WHERE NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = l.queue AND q.paused)
+$$;
 
 CREATE OR REPLACE FUNCTION find_worker(p_worker text, OUT id integer, OUT queues text[], OUT listens boolean)
 LANGUAGE plpgsql AS $$
@@ -214,14 +236,17 @@ END $$;
 CREATE OR REPLACE FUNCTION move_on(p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     at_once constant integer := 1000;
-    is_due boolean := EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now);
+    is_due boolean;
+    is_more boolean;
     j record;
     late bigint[];
 BEGIN
-    IF NOT is_due
-        AND NOT EXISTS (SELECT 1 FROM job WHERE state = 0 AND flags & 512 <> 0)
-        AND NOT EXISTS (SELECT 1 FROM job WHERE deadline IS NOT NULL AND deadline <= p_now AND state < 4)
-    THEN
+    SELECT
+        EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now),
+        EXISTS (SELECT 1 FROM job WHERE state = 0 AND flags & 512 <> 0)
+        OR EXISTS (SELECT 1 FROM job WHERE deadline IS NOT NULL AND deadline <= p_now AND state < 4)
+    INTO is_due, is_more;
+    IF NOT is_due AND NOT is_more THEN
         RETURN;
     END IF;
     IF is_due THEN

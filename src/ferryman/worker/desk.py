@@ -4,6 +4,7 @@ to say. Batches are whatever has gathered meanwhile; nothing waits for one to fi
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +29,8 @@ workers of other queues."""
 _LOOK_WHEN_BUSY = 0.2
 """Seconds between looks into the store while there is a backlog."""
 
-_RETRY_FIRST, _RETRY_MOST = 0.1, 2.0
-"""Seconds between tries while the store does not answer."""
+_RETRY_FIRST, _RETRY_MOST = 0.1, 1.0
+"""Seconds between tries while the store does not answer, more or less: a fleet shall not come back in step."""
 
 
 class Desk:
@@ -53,7 +54,8 @@ class Desk:
         self._ahead = 0.0
         """ms by which the store's clock is ahead of ours."""
         self._look_at = 0.0
-        self._retry_at = 0.0
+        self.retry_at = 0.0
+        """When to try again, while the store does not answer."""
         self._retry_delay = 0.0
         self._sent = 0
         """How many of the first outcomes have been sent before, and may have been heard, although no answer came."""
@@ -68,8 +70,8 @@ class Desk:
 
     def wake_at(self, now: float, *, may_claim: bool) -> float:
         """When `turn` or `look` should be called next."""
-        if now < self._retry_at:
-            return self._retry_at
+        if now < self.retry_at:
+            return self.retry_at
         if self.outcomes or self.notes or (self.hungry and may_claim):
             return now
         wake = now + self.waker.poll
@@ -88,7 +90,7 @@ class Desk:
         if self._next_due is not None and now >= self._next_due:
             self._next_due = None
             self.hungry = True
-        elif now >= self._look_at and now >= self._retry_at:
+        elif now >= self._look_at and now >= self.retry_at:
             # With a backlog there is no need to look for work, but still for orders.
             self._look_at = now + _LOOK_WHEN_BUSY if self.hungry else 0.0
             try:
@@ -123,7 +125,7 @@ class Desk:
 
         Raises WorkerGone if this worker was taken for dead: then nothing was said.
         """
-        if time.monotonic() < self._retry_at:
+        if time.monotonic() < self.retry_at:
             return ()
         operations: list[Operation[Any]] = []
         notes = self.notes[:MOST_JOBS]
@@ -182,7 +184,7 @@ class Desk:
         if not self._retry_delay:
             log.error("the store does not answer, will try again: %s", error)
         self._retry_delay = min(_RETRY_MOST, self._retry_delay * 2 or _RETRY_FIRST)
-        self._retry_at = time.monotonic() + self._retry_delay
+        self.retry_at = time.monotonic() + self._retry_delay * (0.5 + random.random())  # noqa: S311
 
     def recovered(self) -> None:
         """The store has answered."""

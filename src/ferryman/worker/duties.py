@@ -68,13 +68,16 @@ class Duties:
     def next_at(self, *, busy: bool) -> float:
         """When the next duty is due; executors are watched only while they have jobs."""
         watch = self._watch_at if busy else math.inf
-        return min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, self._prune_at, watch)
+        ask = min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, self._prune_at)
+        return min(watch, max(ask, self._desk.retry_at))
 
     def perform(self, now: float) -> None:
         """Do what is due."""
         if now >= self._watch_at:
             self._watch_at = now + _WATCH
             self._watch(now)
+        if now < self._desk.retry_at:
+            return
         with self._store_may_fail():
             if now >= self._heartbeat_at:
                 self.heartbeat()

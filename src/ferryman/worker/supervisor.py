@@ -24,7 +24,7 @@ from ferryman.clock import millis
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
 from ferryman.job import MAX_DEATHS, Claim, JobId, Outcome, OutcomeKind, WorkerId
-from ferryman.store.port import Order, Store, WorkerStatus
+from ferryman.store.port import Order, QueueSettings, Store, WorkerStatus
 from ferryman.worker.crew import Crew
 from ferryman.worker.desk import MOST_JOBS, Desk
 from ferryman.worker.duties import Duties
@@ -73,6 +73,7 @@ class Supervisor:
         self._open_store = open_store
         self._overrides = overrides or {}
         self._queues = queues
+        self._declared: Sequence[QueueSettings] = ()
         self._on_ready = on_ready
         self._desk: Desk | None = None
         self._duties: Duties | None = None
@@ -288,8 +289,8 @@ class Supervisor:
 
     def _open(self, hello: ExecutorHello) -> None:
         self._adopt(hello.settings)
+        self._declared = hello.queues
         desk = Desk(self._open_store(hello.url), self.id)
-        desk.runner.run(desk.store.declare(hello.queues))
         self._register(desk)
         self._desk = desk
         self._selector.register(desk.waker.fileno(), selectors.EVENT_READ, self._hear_bell)
@@ -316,6 +317,8 @@ class Supervisor:
             self.crew.renew()
 
     def _register(self, desk: Desk) -> None:
+        # A store that has been emptied knows the queues no more than the worker.
+        desk.runner.run(desk.store.declare(self._declared))
         info = worker_info(
             self.id, self._queues, tuple(self.crew.facts), self.settings.concurrency, desk.waker.address
         )

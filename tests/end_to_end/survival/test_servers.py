@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import ModuleType
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -42,6 +43,34 @@ def check_all_ended_once(harbour: Harbour, producer: Producer) -> None:
     assert {job.id for job in harbour.jobs()} == set(producer.acknowledged)
     assert ended_by_the_store(harbour) == {"succeeded": made}
     assert set(harbour.tally("end")) == {str(n) for n in range(made)}
+
+
+def test_a_worker_whose_store_was_emptied_begins_anew_with_its_queues(site: Site) -> None:
+    harbour = site.harbour
+    tasks = harbour.load(f'app.queue("narrow", max_size=1)\n{MARK}')
+    worker = harbour.start_worker(*SMALL, "--heartbeat", "0.5")
+    before = worker.record.info.id
+
+    empty(site)
+    wait_for(lambda: before not in {each.info.id for each in harbour.workers()} and harbour.workers())
+
+    (queue,) = [each for each in harbour.run(harbour.app.store.queues()) if each.settings.name == "narrow"]
+    assert queue.settings.max_size == 1
+    tasks.mark.options(queue="narrow").enqueue(1)
+    wait_for(harbour.settled(succeeded=1))
+
+
+def empty(site: Site) -> None:
+    """Delete all that is in the store, as somebody might who takes it for a cache."""
+    if is_redis(site.server):
+        command(site.server, "FLUSHALL")
+        return
+    (schema,) = parse_qs(urlsplit(site.harbour.place).query)["schema"]
+    tables = command(
+        site.server,
+        f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}' AND tablename <> 'meta'",
+    )
+    command(site.server, ";".join(f"DELETE FROM {schema}.{table}" for (table,) in tables))
 
 
 @pytest.mark.parametrize("how", ["stopped", "killed"])

@@ -9,14 +9,14 @@ import os
 import pwd
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.services.lifeline import Lifeline
 from tests.services.programs import ENVIRONMENT, POSTGRES
 from tests.services.server import Server, free_port, modest_user, new_folder
 
-__all__ = ["TEMPLATE", "USER", "postgres_server", "template"]
+__all__ = ["TEMPLATE", "USER", "as_user", "postgres_server", "serving", "template"]
 
 USER = "ferryman"
 TEMPLATE = "FERRYMAN_TEST_POSTGRES_TEMPLATE"
@@ -29,10 +29,20 @@ SMALL = {"max_connections": "200", "shared_buffers": "64MB", "max_wal_size": "51
 @contextlib.contextmanager
 def postgres_server(**options: str) -> Iterator[Server]:
     """A server. Options are those of ``postgresql.conf``."""
+
+    def copy(data: Path) -> None:
+        as_user(["cp", "-R", "-p", str(template()), str(data)], data.parent)
+
+    with serving("postgres", copy, options) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serving(name: str, fill: Callable[[Path], None], options: Mapping[str, str]) -> Iterator[Server]:
+    """A server whose data folder `fill` makes."""
     program, port, user = POSTGRES.find(), free_port(), modest_user()
-    folder = new_folder("postgres", user)
+    folder = new_folder(name, user)
     data = folder / "data"
-    _as_user(["cp", "-R", "-p", str(template()), str(data)], folder)
     given = {"port": str(port), "listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
 
     def command(options: Mapping[str, str]) -> list[str]:
@@ -51,6 +61,7 @@ def postgres_server(**options: str) -> Iterator[Server]:
         stop_by=signal.SIGINT,
     )
     try:
+        fill(data)
         server.start()
         yield server
     finally:
@@ -65,7 +76,7 @@ def template() -> Path:
     folder = new_folder("postgres-template", modest_user())
     atexit.register(Lifeline(folder).let_go)
     initdb = POSTGRES.find().resolve().with_name("initdb")
-    _as_user(
+    as_user(
         [str(initdb), f"--username={USER}", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync",
          f"--pgdata={folder}/data"],
         folder,
@@ -73,7 +84,8 @@ def template() -> Path:
     return folder / "data"
 
 
-def _as_user(command: list[str], folder: Path) -> None:
+def as_user(command: list[str], folder: Path) -> None:
+    """Run a command in a folder, as the user whom the servers run as."""
     user = modest_user()
     made = subprocess.run(
         command,

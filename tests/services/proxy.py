@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -19,6 +20,10 @@ Direction = Literal["to_server", "to_client"]
 BOTH: tuple[Direction, Direction] = ("to_server", "to_client")
 QUIET = 0.05
 """Seconds without a word after which a server is taken to have answered in full."""
+
+# A statement's name and text in a Parse message, and its name in a Bind message, behind which come small numbers.
+PARSE = re.compile(rb"(_pg3_[0-9a-f]+)\0([A-Z][^\0]+)\0")
+BIND = re.compile(rb"\0(_pg3_[0-9a-f]+)\0\0")
 
 # Closing then sends a reset at once, as a host does that has lost its memory of the connection.
 NO_LINGER = struct.pack("ii", 1, 0)
@@ -106,8 +111,9 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     def lose_answer(self, to: bytes = b"") -> threading.Event:
-        """Pass on the next request (the next that has these bytes in it), lose the server's answer, and reset the
-        connection. The event says that the server has answered and the connection is gone."""
+        """Pass on the next request (the next that has these bytes in it, or in the PostgreSQL statement that it executes,
+        prepared before), lose the server's answer, and reset the connection. The event says that the server has answered
+        and the connection is gone."""
         done = threading.Event()
         self._do(lambda: setattr(self, "_lost", (to, done)))
         return done
@@ -153,7 +159,8 @@ class Proxy:
             finally:
                 self._held[direction] -= 1
             if direction == "to_server":
-                if self._lost is not None and self._lost[0] in data:
+                link.note_prepared(data)
+                if self._lost is not None and link.asks(self._lost[0], data):
                     link.losing, self._lost = self._lost[1], None
             elif link.losing is not None:
                 await self._lose(link, source)
@@ -191,6 +198,18 @@ class _Link:
         self.over = threading.Event()
         self.losing: threading.Event | None = None
         """Set when the server has answered; its answer gets no further."""
+        self._prepared: dict[bytes, bytes] = {}
+        """PostgreSQL statements by the names that psycopg gave them."""
+
+    def note_prepared(self, data: bytes) -> None:
+        self._prepared.update(PARSE.findall(data))
+
+    def asks(self, words: bytes, data: bytes) -> bool:
+        """Whether a request has these words. One that only prepares a statement does not count."""
+        executed = BIND.findall(data)
+        if any(words in self._prepared.get(name, b"") for name in executed):
+            return True
+        return words in data and (bool(executed) or not PARSE.search(data))
 
     def reset(self) -> None:
         for writer in self.writers:

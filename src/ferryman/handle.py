@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
-from ferryman.errors import JobCancelled, JobDied, JobExpired, JobNotFound, ResultExpired, ResultTimeout
+from ferryman.errors import (
+    JobCancelled,
+    JobDied,
+    JobExpired,
+    JobNotFound,
+    ResultExpired,
+    ResultTimeout,
+    StoreUnavailable,
+)
 from ferryman.io.operation import Procedure, Wait
 from ferryman.job import FINISHED, Job, JobId, State
 from ferryman.payload import is_reference
@@ -20,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["JobHandle"]
 
 R = TypeVar("R")
+
+_OUTAGE, _ASK_AGAIN = 60.0, 0.2
+"""Seconds for which a store may be away while a result is waited for, and between the looks for it."""
 
 
 class JobHandle(Generic[R]):
@@ -42,7 +54,8 @@ class JobHandle(Generic[R]):
 
         Raises JobDied, JobCancelled or JobExpired if it ended so, ResultTimeout after `timeout` seconds,
         JobNotFound if the store does not know it (any more), ResultExpired if the result's time is over, BlobError
-        if the result lies outside the store, in a place that does not answer.
+        if the result lies outside the store, in a place that does not answer. A store that goes away meanwhile is
+        waited for, too; StoreUnavailable is raised if it stays away for a minute, or until the time is over.
         """
         return self._app.perform(self._result(timeout))
 
@@ -102,20 +115,31 @@ class JobHandle(Generic[R]):
         return changed > 0
 
     def _result(self, timeout: float | None) -> Procedure[R]:
-        give_up = None if timeout is None else time.monotonic() + timeout
-        while True:
-            job = yield from self._record()
-            if job.state in FINISHED:
-                if is_reference(job.result):
-                    result = yield from self._app.payloads.fetch(cast("bytes", job.result))
-                    job = msgspec.structs.replace(job, result=result)
-                return cast("R", self._unpack(job))
-            rest = 1.0 if give_up is None else give_up - time.monotonic()
+        give_up = math.inf if timeout is None else time.monotonic() + timeout
+        job = yield from self._record()
+        while job.state not in FINISHED:
+            rest = give_up - time.monotonic()
             if rest <= 0:
                 raise ResultTimeout(
                     f"job {self.id} is still {job.state.label} after {timeout:g} s; it goes on"
                 )
             yield Wait(min(rest, 1.0))
+            job = yield from self._record_before(give_up)
+        if is_reference(job.result):
+            result = yield from self._app.payloads.fetch(cast("bytes", job.result))
+            job = msgspec.structs.replace(job, result=result)
+        return cast("R", self._unpack(job))
+
+    def _record_before(self, give_up: float) -> Procedure[Job]:
+        """`_record`, from a store that has answered before: if it does not now, it may be starting anew."""
+        give_up = min(give_up, time.monotonic() + _OUTAGE)
+        while True:
+            try:
+                return (yield from self._record())
+            except StoreUnavailable:
+                if time.monotonic() >= give_up:
+                    raise
+            yield Wait(_ASK_AGAIN)
 
     def _unpack(self, job: Job) -> Any:
         match job.state:

@@ -1,0 +1,64 @@
+"""Waiting for a result, by whoever carries out its procedure: what the store answers, step by step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ferryman import Ferryman
+from ferryman.errors import StoreUnavailable
+from ferryman.handle import JobHandle
+from ferryman.io.operation import Wait
+
+AWAY = StoreUnavailable("the server is starting anew")
+
+
+@pytest.fixture
+def handle() -> Iterator[JobHandle[int]]:
+    app = Ferryman("memory://")
+
+    @app.task
+    def double(n: int) -> int:
+        return 2 * n
+
+    yield double.enqueue(21)
+    app.close()
+
+
+def test_a_store_that_goes_away_is_waited_for(handle: JobHandle[int]) -> None:
+    waiting = handle._result(timeout=60)
+    next(waiting)
+
+    assert isinstance(waiting.send([handle.record()]), Wait)
+    waiting.send(None)
+    for _ in range(3):
+        assert isinstance(waiting.throw(AWAY), Wait)
+        waiting.send(None)
+    with handle._app.worker():
+        handle.result(timeout=30)
+
+    with pytest.raises(StopIteration) as end:
+        waiting.send([handle.record()])
+    assert end.value.value == 42
+
+
+def test_a_store_that_was_never_there_is_told_at_once(handle: JobHandle[int]) -> None:
+    waiting = handle._result(timeout=60)
+    next(waiting)
+
+    with pytest.raises(StoreUnavailable):
+        waiting.throw(AWAY)
+
+
+def test_a_store_that_stays_away_until_the_time_is_over_is_told(handle: JobHandle[int]) -> None:
+    waiting = handle._result(timeout=0.05)
+    next(waiting)
+    waiting.send([handle.record()])
+    waiting.send(None)
+
+    time.sleep(0.05)
+
+    with pytest.raises(StoreUnavailable):
+        waiting.throw(AWAY)

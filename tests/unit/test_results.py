@@ -16,18 +16,22 @@ AWAY = StoreUnavailable("the server is starting anew")
 
 
 @pytest.fixture
-def handle() -> Iterator[JobHandle[int]]:
+def app() -> Iterator[Ferryman]:
     app = Ferryman("memory://")
+    yield app
+    app.close()
 
+
+@pytest.fixture
+def handle(app: Ferryman) -> JobHandle[int]:
     @app.task
     def double(n: int) -> int:
         return 2 * n
 
-    yield double.enqueue(21)
-    app.close()
+    return double.enqueue(21)
 
 
-def test_a_store_that_goes_away_is_waited_for(handle: JobHandle[int]) -> None:
+def test_a_store_that_goes_away_is_waited_for(app: Ferryman, handle: JobHandle[int]) -> None:
     waiting = handle._result(timeout=60)
     next(waiting)
 
@@ -36,7 +40,7 @@ def test_a_store_that_goes_away_is_waited_for(handle: JobHandle[int]) -> None:
     for _ in range(3):
         assert isinstance(waiting.throw(AWAY), Wait)
         waiting.send(None)
-    with handle._app.worker():
+    with app.worker():
         handle.result(timeout=30)
 
     with pytest.raises(StopIteration) as end:

@@ -10,24 +10,31 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from ferryman import Ferryman, Settings
 from ferryman.cli.bench.figures import NAMES, OF_SERVERS, UNITS, Target, make_figure, percentile, target_of
+from ferryman.cli.bench.floors.chain import open_chain
 from ferryman.cli.bench.floors.sqlite import SqliteFloor
+from ferryman.cli.bench.ground import open_ground
+from ferryman.cli.bench.relay import Tally
+from ferryman.cli.bench.servers import Server
 from ferryman.cli.bench.slices import rates
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD, make_app
+from ferryman.io.postgres.address import parse_url
 from ferryman.store.port import Filter
 from tests.end_to_end.harness import wait_for
 from tests.services import places
 
 PROGRAM = [sys.executable, "-c", "from ferryman.cli import main; main()", "bench"]
 SHORT = ["--jobs", "300", "--seconds", "0.1"]
-FLOORED = {"enqueue_bulk", "enqueue_batch", "enqueue_one", "drain"}
+FLOORED = {"enqueue_bulk", "enqueue_batch", "enqueue_one", "drain", "latency_p50", "latency_p99"}
 OF_FILES = tuple(name for name in NAMES if name not in OF_SERVERS)
 
 
@@ -91,11 +98,13 @@ def test_a_server_is_measured_with_a_store_of_its_own_that_goes_afterwards(
     app.task(name="mine")(len)
     mine = app.enqueue("mine", "payload")
 
-    done = bench("--store", url, "--json", "--only", "enqueue_batch", "drain", "latency_p50", "steady_rate")
+    names = {"enqueue_batch", "drain", "steady_rate", "latency_p50", "idle_statements"}
+    done = bench("--store", url, "--json", "--only", *names)
 
     found = figures(done)
-    assert {"enqueue_batch", "drain", "latency_p50", "steady_rate"} <= set(found)
+    assert names <= set(found)
     assert found["drain"]["floor"] > 0
+    assert found["latency_p50"]["floor"] > 0
     assert [job.id for job in app.store.runner().run(app.store.find(Filter(), 10))] == [mine.id]
     app.close()
 
@@ -242,6 +251,109 @@ def rows(file: Path) -> dict[str, list[tuple[Any, ...]]]:
             )
         ]
     return found
+
+
+# -- the floor of latencies --------------------------------------------------------------------------
+
+
+def test_a_row_goes_from_process_to_process_and_is_taken_once(folder: Path) -> None:
+    before = _children(os.getpid())
+
+    with open_chain(f"sqlite:///{folder / 'floor.db'}") as chain:
+        assert chain is not None
+        began = time.monotonic_ns()
+        passed = [chain.pass_one() for _ in range(3)]
+        elapsed = (time.monotonic_ns() - began) / 1e6
+
+    assert min(passed) > 0
+    assert sum(passed) < elapsed
+    with contextlib.closing(sqlite3.connect(folder / "floor.db")) as connection:
+        assert connection.execute("SELECT taken, length(payload) FROM entry").fetchall() == [(1, 100)] * 3
+    assert _children(os.getpid()) == before
+
+
+def test_the_processes_of_a_floor_end_when_the_one_that_started_them_is_killed(folder: Path) -> None:
+    program = (
+        "import sys; from ferryman.cli.bench.floors.chain import open_chain\n"
+        f"with open_chain('sqlite:///{folder / 'floor.db'}'): print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        both = _children(process.pid)
+
+        process.kill()
+
+    assert len(both) == 2
+    wait_for(lambda: not any(map(_runs, both)), what="the floor's processes have ended")
+
+
+def _runs(pid: int) -> bool:
+    """Zombies, which nobody here can wait for, do not."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+# -- what an idle worker asks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 1_000])
+def test_each_question_is_counted_once_however_the_bytes_are_cut(size: int) -> None:
+    startup = b"\x00\x00\x00\x10\x00\x03\x00\x00user\x00QS\x00"
+    with_parameters = b"".join(_message(letter, b"S" * 9) for letter in (b"P", b"B", b"D", b"E"))
+    sent = startup + _message(b"p", b"QSQS\x00") + _message(b"Q", b"SELECT 'S'\x00")
+    sent += _message(b"P", b"prepared") + _message(b"S")
+    sent += with_parameters + _message(b"S") + with_parameters * 3 + _message(b"S") + _message(b"X")
+    tally = Tally()
+
+    for at in range(0, len(sent), size):
+        tally.feed(sent[at : at + size])
+
+    assert tally.asked == 3
+
+
+def _message(letter: bytes, body: bytes = b"") -> bytes:
+    return letter + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def test_what_one_worker_asks_is_counted_and_nothing_else(folder: Path) -> None:
+    url = places.postgres(folder)
+
+    with open_ground(url) as ground:
+        assert isinstance(ground, Server)
+        with ground.listen_in(url) as statements:
+            assert statements is not None
+            relayed, beside = parse_url(statements.url), parse_url(url)
+            with psycopg.connect(relayed.conninfo, autocommit=True) as counted:
+                with psycopg.connect(beside.conninfo, autocommit=True) as other:
+                    counted.execute("SELECT 1")
+                    counted.execute("SELECT %s", ["x" * 200_000])
+                    other.execute("SELECT 1")
+                    with counted.pipeline():
+                        counted.execute("SELECT 2")
+                        counted.execute("SELECT 3")
+                row = counted.execute("SELECT length(%s)", ["ü" * 100_000]).fetchone()
+            asked = statements.asked()
+
+    assert row == (100_000,)
+    assert asked == 4
+    assert relayed.schema == beside.schema
+
+
+def test_statements_are_not_counted_where_the_connection_must_be_encrypted(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{places.postgres(folder)}&sslmode=require"
+
+    with open_ground(url) as ground:
+        assert isinstance(ground, Server)
+        with ground.listen_in(url) as statements:
+            assert statements is None
+
+    assert "encrypted (sslmode=require)" in capfd.readouterr().err
 
 
 # -- the sums ----------------------------------------------------------------------------------------

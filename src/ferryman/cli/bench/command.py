@@ -115,7 +115,8 @@ def bench(
     jobs: int,
     seconds: float,
 ) -> None:
-    """Measure this machine: real workers, real syncs, and beside each rate what the store's driver alone would reach.
+    """Measure this machine: real workers, real syncs, and floors beside them: what the store's driver alone would
+    reach in the same run.
 
     \b
     The figures:
@@ -134,6 +135,9 @@ def bench(
       import_time                 import ferryman in a fresh process
       rss_supervisor              resident memory of the supervisor
       rss_executor                and of its largest executor
+
+    A ratio is the figure over its floor. Of a rate, 1 or more is as good as the driver alone. Of a latency, 1 is, and
+    2 is twice as slow; its floor is a row of 100 bytes that one process stores, another takes, and a third is told of.
 
     \b
     Examples:

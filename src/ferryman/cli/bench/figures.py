@@ -57,7 +57,7 @@ class Extent(msgspec.Struct, frozen=True):
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One line of the answer. `ratio` is the value over the floor."""
+    """One line of the answer. `ratio` is the value over the floor: of a rate, more is better; of a latency, less."""
 
     name: str
     store: str

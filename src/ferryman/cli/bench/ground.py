@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ferryman import Ferryman, Settings
 from ferryman.cli.bench.floors import Floor, open_floor
+from ferryman.cli.bench.floors.chain import Chain, open_chain
 from ferryman.cli.bench.servers import SERVERS
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD, make_app
 from ferryman.cli.target import sqlite_file
@@ -157,3 +158,10 @@ def fresh_floor(ground: Ground) -> Iterator[Floor | None]:
             if floor is not None:
                 floor.close()
             app.close()
+
+
+@contextlib.contextmanager
+def fresh_chain(ground: Ground) -> Iterator[Chain | None]:
+    """The floor of this kind of store's latencies on a fresh one; None where there is no floor."""
+    with ground.fresh() as url, open_chain(url) as chain:
+        yield chain

@@ -5,13 +5,26 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from ferryman.cli.output import warn
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["SERVERS", "Server"]
+__all__ = ["SERVERS", "Server", "Statements"]
+
+
+class Statements(NamedTuple):
+    """How to count the statements of a worker."""
+
+    url: str
+    """By which the worker must be told to reach its store."""
+    asked: Callable[[], int]
+    """How many there have been so far."""
+    counts_others: bool
+    """Whether those of other clients are among them."""
 
 
 @runtime_checkable
@@ -26,8 +39,9 @@ class Server(Protocol):
         """The URL of a new, empty store, which is gone afterwards."""
         ...
 
-    def count_statements(self) -> int:
-        """How many statements the server has been asked since its start."""
+    def listen_in(self, url: str) -> contextlib.AbstractContextManager[Statements | None]:
+        """Be ready to count what a worker on this store asks. None where that cannot be done here, which the user has
+        been told."""
         ...
 
     def used_memory(self) -> int | None:
@@ -56,14 +70,24 @@ class _Postgres:
         finally:
             self._drop(url)
 
-    def count_statements(self) -> int:
-        with self._connect(self._url) as connection:
-            connection.execute("SELECT pg_stat_clear_snapshot()")
-            row = connection.execute(
-                "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database WHERE datname = current_database()"
-            ).fetchone()
-            assert row is not None
-            return int(row[0])
+    @contextlib.contextmanager
+    def listen_in(self, url: str) -> Iterator[Statements | None]:
+        from ferryman.cli.bench.relay import Refused, open_relay, through
+        from ferryman.io.postgres.address import parse_url
+
+        address = parse_url(url)
+        with contextlib.ExitStack() as stack:
+            try:
+                relays = [stack.enter_context(open_relay(address.conninfo))]
+                if address.listen not in (None, address.conninfo):
+                    relays.append(stack.enter_context(open_relay(address.listen)))
+            except Refused as why:
+                warn(f"idle_statements: left out, since {why}")
+                yield None
+                return
+            listen = "no" if address.listen is None else through(relays[-1], address.listen)
+            by = through(relays[0], address.conninfo, schema=address.schema, listen=listen)
+            yield Statements(by, lambda: sum(relay.asked() for relay in relays), counts_others=False)
 
     def used_memory(self) -> int | None:
         return None
@@ -90,11 +114,10 @@ class _Postgres:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(schema))
 
     def _connect(self, url: str) -> psycopg.Connection[tuple[Any, ...]]:
-        import psycopg
-
         from ferryman.io.postgres.address import parse_url
+        from ferryman.io.postgres.connections import connect
 
-        return psycopg.connect(parse_url(url).conninfo, autocommit=True)
+        return connect(parse_url(url))
 
 
 class _Redis:
@@ -127,7 +150,11 @@ class _Redis:
             for key in self._client.scan_iter(match=f"{{{prefix}}}*", count=1_000):
                 self._client.unlink(key)
 
-    def count_statements(self) -> int:
+    @contextlib.contextmanager
+    def listen_in(self, url: str) -> Iterator[Statements | None]:
+        yield Statements(url, self._count_statements, counts_others=True)
+
+    def _count_statements(self) -> int:
         # What functions call in their turn is counted as well, under its own name.
         asked = self._client.info("commandstats")
         return sum(int(asked[name]["calls"]) for name in _ASKED if name in asked)

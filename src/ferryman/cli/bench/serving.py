@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ferryman import Ferryman
 from ferryman.cli.bench.draining import fill
@@ -18,7 +18,6 @@ __all__ = ["measure_job_memory", "measure_statements", "measure_steadiness"]
 
 _QUIET = 2.0
 """Seconds until a worker that has just been started sleeps."""
-
 
 _ROUNDS = 10
 
@@ -54,24 +53,24 @@ def _drain_once(app: Ferryman, jobs: int, running: Running) -> float:
 
 
 def measure_statements(ground: Ground, extent: Extent) -> Iterator[Figure]:
-    """Statements a second while one worker is idle, less those that come without one: the server's own house-keeping,
-    and this look at it."""
+    """Statements a second of one idle worker. Where others are counted with it, less those that come without one."""
     assert isinstance(ground, Server)
-    with fresh_app(ground) as app:
-        app.close()
-        time.sleep(_QUIET)
-        without = _statements(ground, 3 * extent.seconds)
-        with run_worker(app):
+    with ground.fresh() as url, fresh_app_on(url), ground.listen_in(url) as statements:
+        if statements is None:
+            return
+        without = _rate(statements.asked, 3 * extent.seconds) if statements.counts_others else 0.0
+        with fresh_app_on(statements.url) as app, run_worker(app):
+            # From here on, this process asks nothing.
             app.close()
             time.sleep(_QUIET)
-            asked = _statements(ground, 3 * extent.seconds) - without
-    yield make_figure("idle_statements", ground.url, max(0.0, asked))
+            rate = _rate(statements.asked, 3 * extent.seconds) - without
+    yield make_figure("idle_statements", ground.url, max(0.0, rate))
 
 
-def _statements(ground: Server, seconds: float) -> float:
-    before, begun = ground.count_statements(), time.perf_counter()
+def _rate(asked: Callable[[], int], seconds: float) -> float:
+    before, begun = asked(), time.perf_counter()
     time.sleep(seconds)
-    return (ground.count_statements() - before) / (time.perf_counter() - begun)
+    return (asked() - before) / (time.perf_counter() - begun)
 
 
 def measure_job_memory(ground: Ground, extent: Extent) -> Iterator[Figure]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import redis
 
-from ferryman.io.redis.address import parse_url
+from ferryman.cli.bench.floors import ENTRY
+from ferryman.io.redis.address import Address, parse_url
 from ferryman.job import NewJob, new_ids
 
-__all__ = ["RedisFloor"]
+__all__ = ["RedisFloor", "RedisSender", "RedisSleeper"]
 
 
 class RedisFloor:
@@ -22,13 +23,7 @@ class RedisFloor:
         self._job = job
         self._held: list[Any] = []
         self._seq = 0
-        self._redis = redis.Redis(
-            host=address.node.host,
-            port=address.node.port,
-            db=address.db,
-            username=address.username,
-            password=address.password,
-        )
+        self._redis = _connect(address)
         self._jobs, self._ready, self._running, self._done = (
             f"{address.key}:floor:{name}" for name in ("jobs", "ready", "running", "done")
         )
@@ -61,3 +56,57 @@ class RedisFloor:
                 pipeline.hmget(self._jobs, self._held)
                 pipeline.execute()
         return len(done) + len(self._held)
+
+
+class RedisSender:
+    """Stores and publishes in one round trip."""
+
+    ear = None
+
+    def __init__(self, url: str) -> None:
+        address = parse_url(url)
+        self._redis = _connect(address)
+        self._ready, self._running, self._bell = _keys(address)
+
+    def close(self) -> None:
+        self._redis.delete(self._ready, self._running)
+        self._redis.close()
+
+    def store(self) -> None:
+        with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.lpush(self._ready, ENTRY)
+            pipeline.publish(self._bell, b"")
+            pipeline.execute()
+
+
+class RedisSleeper:
+    """Each ring tells of one entry, which moves to the list of those that run."""
+
+    def __init__(self, url: str) -> None:
+        address = parse_url(url)
+        self._redis = _connect(address)
+        self._ready, self._running, bell = _keys(address)
+        self._ears = self._redis.pubsub()  # type: ignore[no-untyped-call]
+        self._ears.subscribe(bell)
+        self._ears.get_message(timeout=None)  # It is subscribed.
+
+    def wait(self, seconds: float) -> bool:
+        return self._ears.get_message(timeout=seconds) is not None
+
+    def take(self) -> int:
+        return int(self._redis.lmove(self._ready, self._running) is not None)
+
+
+def _keys(address: Address) -> tuple[str, str, str]:
+    return f"{address.key}:floor:ready", f"{address.key}:floor:running", f"{address.key}:floor:bell"
+
+
+def _connect(address: Address) -> redis.Redis:
+    return redis.Redis(
+        host=address.node.host,
+        port=address.node.port,
+        db=address.db,
+        username=address.username,
+        password=address.password,
+        ssl=address.tls is not None,
+    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import sqlite3
 import time
 from urllib.parse import unquote, urlsplit
 
+from ferryman.cli.bench.floors import ENTRY
 from ferryman.job import NewJob, new_ids
 from ferryman.store.sqlite.schema import prepare
 
-__all__ = ["SqliteFloor"]
+__all__ = ["SqliteFloor", "SqliteSender", "SqliteSleeper"]
 
 _PRAGMAS = """
 PRAGMA journal_mode=WAL;
@@ -41,6 +45,15 @@ UPDATE ferryman_job SET state = 4, lease = lease + 1, attempt = attempt + 1, wor
 _DONE = """
 UPDATE ferryman_job SET state = 5, started_at = ?, finished_at = ? WHERE seq = ? AND state = 4 AND worker = 1 AND lease = 1
 """
+_ENTRIES = """
+CREATE TABLE entry (id INTEGER PRIMARY KEY, taken INTEGER NOT NULL DEFAULT 0, payload BLOB NOT NULL);
+CREATE INDEX entry_ready ON entry (id) WHERE taken = 0;
+"""
+_STORE = "INSERT INTO entry (payload) VALUES (?)"
+_TAKE = """
+UPDATE entry SET taken = 1 WHERE id IN (SELECT id FROM entry WHERE taken = 0 ORDER BY id LIMIT 16)
+RETURNING id, payload
+"""
 _ENQUEUED, _SUCCEEDED, _WAITED, _RAN = 0, 1, 4, 5
 """Of ``stat.kind``."""
 
@@ -49,11 +62,9 @@ class SqliteFloor:
     """One connection, one lane, one task. Not thread-safe."""
 
     def __init__(self, url: str, job: NewJob) -> None:
-        path = unquote(urlsplit(url).path)[1:]
         self._job = job
         self._held: list[int] = []
-        self._sql = sqlite3.connect(path, isolation_level=None)
-        self._sql.executescript(_PRAGMAS)
+        self._sql = _connect(url)
         prepare(self._sql)
         self._sql.execute("INSERT INTO ferryman_queue (name) VALUES (?)", (job.queue,))
         self._sql.execute(
@@ -92,6 +103,52 @@ class SqliteFloor:
         )
         sql.execute("COMMIT")
         return len(done) + len(rows)
+
+
+class SqliteSender:
+    """Stores in a synced transaction, and then rings by a datagram, as the product does."""
+
+    def __init__(self, url: str) -> None:
+        self._sql = _connect(url)
+        self._sql.executescript(_ENTRIES)
+        self._hammer, self._ear = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.ear = self._ear.fileno()
+
+    def close(self) -> None:
+        self._sql.close()
+        self._hammer.close()
+        self._ear.close()
+
+    def store(self) -> None:
+        self._sql.execute(_STORE, (ENTRY,))
+        self._hammer.send(b"!")
+
+
+class SqliteSleeper:
+    """Its commits are not synced, as those of a claim are not."""
+
+    def __init__(self, url: str, ear: int) -> None:
+        self._sql = _connect(url)
+        self._sql.execute("PRAGMA synchronous=NORMAL")
+        self._ear = socket.socket(fileno=ear)
+        self._ear.setblocking(False)
+
+    def wait(self, seconds: float) -> bool:
+        if not select.select([self._ear], [], [], seconds)[0]:
+            return False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._ear.recv(64)
+        return True
+
+    def take(self) -> int:
+        return len(self._sql.execute(_TAKE).fetchall())
+
+
+def _connect(url: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(unquote(urlsplit(url).path)[1:], isolation_level=None)
+    connection.executescript(_PRAGMAS)
+    return connection
 
 
 def _now() -> int:

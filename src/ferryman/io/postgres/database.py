@@ -17,7 +17,7 @@ from ferryman.clock import Clock
 from ferryman.errors import StoreUnavailable
 from ferryman.io.postgres.address import Address
 from ferryman.io.postgres.connections import connect, drop, is_alive, transact
-from ferryman.io.postgres.failures import is_schema_missing, lost, mapped
+from ferryman.io.postgres.failures import is_read_only, is_schema_missing, lost, mapped
 from ferryman.io.postgres.performing import MOST_AT_ONCE, Attempt, Pause, Rows, Ticket, bring_through
 from ferryman.io.postgres.requests import Statement
 
@@ -36,6 +36,10 @@ class Database:
         self._clock = clock
         self._prepare = prepare
         self._open: dict[str, psycopg.Connection[Any]] = {}
+        self._opened_in: dict[str, int] = {}
+        self.era = 0
+        """Grows whenever the server is found to take no writes: another may have become the primary, so connections of
+        an earlier era are replaced, those that read as well."""
         self._reset()
         _databases.add(self)
         weakref.finalize(self, _close_all, self._open)
@@ -144,10 +148,11 @@ class Database:
 
     def _connection(self, role: str) -> psycopg.Connection[Any]:
         """The connection of this role, opened if there is none or if it has died while it was idle."""
-        connection = self._open.get(role)
-        if connection is None or not is_alive(connection):
+        connection, era = self._open.get(role), self.era
+        if connection is None or self._opened_in[role] != era or not is_alive(connection):
             drop(self._open.pop(role, None))
             connection = self._open[role] = connect(self.address)
+            self._opened_in[role] = era
         self._prepare_on(connection)
         return connection
 
@@ -180,6 +185,8 @@ class Database:
         if is_schema_missing(error):
             # Somebody may have taken the tables away: the next one looks again.
             self._prepared = False
+        if is_read_only(error):
+            self.era += 1
         return mapped(error, self.address)
 
     def close(self) -> None:

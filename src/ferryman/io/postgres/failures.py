@@ -11,6 +11,7 @@ Statements may raise SQLSTATEs of Ferryman's own, whose message is the whole mes
 from __future__ import annotations
 
 import json
+import re
 
 import psycopg
 
@@ -28,7 +29,7 @@ from ferryman.errors import (
 )
 from ferryman.io.postgres.address import Address
 
-__all__ = ["NEEDS_GATE", "PASSING", "is_schema_missing", "lost", "mapped", "unreachable"]
+__all__ = ["NEEDS_GATE", "PASSING", "is_read_only", "is_schema_missing", "lost", "mapped", "unreachable"]
 
 NEEDS_GATE = "FY001"
 
@@ -36,6 +37,12 @@ PASSING = frozenset({NEEDS_GATE, "40001", "40P01"})
 """What does not happen again when the transaction is performed again."""
 
 _MISSING = frozenset({"3F000", "42P01", "42883", "42703"})
+
+_NOT_WRITING = re.compile(
+    r"connection to server at .* failed: (session is read-only|server is in hot standby mode)"
+)
+"""What libpq says of a server that is there, but not such a one as target_session_attrs asks for. Of several servers,
+this is the one to tell of, whatever became of the others."""
 
 
 def mapped(error: Exception, address: Address) -> Exception:
@@ -119,6 +126,11 @@ def is_schema_missing(error: Exception) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _MISSING
 
 
+def is_read_only(error: Exception) -> bool:
+    """Whether the server takes no writes (any more)."""
+    return isinstance(error, psycopg.Error) and error.sqlstate == "25006"
+
+
 def lost(address: Address, error: Exception) -> StoreUnavailable:
     """The connection was lost after something had been sent."""
     return StoreUnavailable(
@@ -129,6 +141,10 @@ def lost(address: Address, error: Exception) -> StoreUnavailable:
 
 def unreachable(address: Address, error: psycopg.Error) -> StoreError:
     """A connection could not be opened."""
+    if not_writing := _NOT_WRITING.search(str(error)):
+        return StoreUnavailable(
+            f"no server of {address.shown} takes writes ({not_writing[0]}); start the primary, or promote the standby"
+        )
     text = _first_line(error)
     # libpq hands on no SQLSTATE of a failed connection, only the words.
     match text:

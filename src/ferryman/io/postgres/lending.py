@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from ferryman.errors import ConfigError
+from ferryman.errors import ConfigError, StoreReadOnly
 from ferryman.io.postgres.address import Address
 from ferryman.io.postgres.connections import drop, is_alive
 from ferryman.io.postgres.failures import unreachable
@@ -21,6 +21,8 @@ __all__ = ["Lender"]
 
 _IDLE = 8
 """Connections kept for the next borrower, at most: of a process, and of each event loop."""
+
+_READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, StoreReadOnly)
 
 
 class Lender:
@@ -42,6 +44,9 @@ class Lender:
         try:
             with connection.transaction(), _no_silent_end():
                 yield connection
+        except _READ_ONLY:
+            _forget(idle, connection)
+            raise
         finally:
             _give_back(idle, connection)
 
@@ -54,6 +59,9 @@ class Lender:
             async with connection.transaction():
                 with _no_silent_end():
                     yield connection
+        except _READ_ONLY:
+            _forget(idle, connection)
+            raise
         finally:
             _give_back(idle, connection)
 
@@ -100,6 +108,14 @@ def _no_silent_end() -> Iterator[None]:
             "psycopg.Rollback is not for the connection of a Transaction; raise another exception, such as Fail, to undo "
             "what the task wrote"
         ) from error
+
+
+def _forget(idle: list[Any], connection: Any) -> None:
+    """Their server takes no writes: another may have become the primary, and new connections find it."""
+    drop(connection)
+    with contextlib.suppress(IndexError):
+        while True:
+            drop(idle.pop())
 
 
 def _give_back(idle: list[Any], connection: Any) -> None:

@@ -106,6 +106,8 @@ class _Line:
         self._tickets: deque[Ticket] = deque()
         self._held: list[psycopg.AsyncConnection[Any]] = []
         """The connection, if it is open."""
+        self._era = 0
+        """The database's, when it was opened."""
         # Weak: an app keeps a runner for each of its loops as long as the loop lives.
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -185,10 +187,12 @@ class _Line:
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if not self._database.is_prepared:
             await asyncio.get_running_loop().run_in_executor(None, self._database.prepare)
-        if self._held and is_alive(self._held[0]):
+        era = self._database.era
+        if self._held and self._era == era and is_alive(self._held[0]):
             return self._held[0]
         _drop_held(self._held)
         self._held.append(await aconnect(self._database.address))
+        self._era = era
         return self._held[0]
 
     async def close(self) -> None:

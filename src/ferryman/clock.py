@@ -8,7 +8,10 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "ManualClock", "SystemClock", "millis"]
+__all__ = ["CENTURY", "Clock", "ManualClock", "SystemClock", "millis"]
+
+CENTURY = 100 * 365 * 86_400.0
+"""Seconds: the longest time that anything is put off or kept for."""
 
 
 class Clock(Protocol):

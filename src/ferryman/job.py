@@ -17,6 +17,7 @@ import msgspec
 
 __all__ = [
     "FINISHED",
+    "MAX_COUNT",
     "MAX_DEATHS",
     "MAX_PRIORITY",
     "MIN_PRIORITY",
@@ -53,6 +54,9 @@ WorkerId = NewType("WorkerId", str)
 """The name of one start of one worker; never used again."""
 
 MIN_PRIORITY, MAX_PRIORITY = -9, 9
+
+MAX_COUNT = 2**31 - 1
+"""Of attempts and of places: what every store can keep."""
 """Bounds of a priority; a larger one is served sooner, the default is 0."""
 
 MAX_DEATHS = 3

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ferryman.clock import millis
+from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
 from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
 from ferryman.store.port import Entry
@@ -53,8 +53,10 @@ class OnceKey:
     """One key of one app; see `App.once`."""
 
     def __init__(self, app: App, key: str, ttl: float, lease: float, using: object) -> None:
-        if ttl <= 0 or lease <= 0:
-            raise ConfigError("the ttl and the lease of an idempotency key must be positive")
+        if not (0 < ttl <= CENTURY and 0 < lease <= CENTURY):
+            raise ConfigError(
+                "the ttl and the lease of an idempotency key must be positive, and a hundred years at most"
+            )
         self._app = app
         self._key = f"once:{key}"
         self._ttl = millis(ttl)
@@ -167,8 +169,8 @@ class Window:
     """Knows the ids that were seen in the last `seconds`; see `App.window`. Thread-safe."""
 
     def __init__(self, app: App, name: str, seconds: float) -> None:
-        if seconds <= 0:
-            raise ConfigError(f"the window {name!r} must be some seconds long")
+        if not 0 < seconds <= CENTURY:
+            raise ConfigError(f"the window {name!r} must be some seconds long, a hundred years at most")
         self._app = app
         self._name = name
         self._ttl = millis(seconds)

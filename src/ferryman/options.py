@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from ferryman.clock import millis
+from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError
-from ferryman.job import MAX_PRIORITY, MIN_PRIORITY, JobId, NewJob, OnParentFailure
+from ferryman.job import MAX_COUNT, MAX_PRIORITY, MIN_PRIORITY, JobId, NewJob, OnParentFailure
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
@@ -132,17 +132,26 @@ def _problem(options: Options) -> str | None:
         moment = getattr(options, name)
         if moment is not None and moment.tzinfo is None:
             return f"{name} must be an aware datetime, such as datetime.now(timezone.utc)"
-    for name in ("delay", "ttl", "timeout", "max_memory", "result_ttl"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            return f"{name} must not be negative"
-    if options.room < 1:
-        return "room must be at least 1"
+    durations = {name: getattr(options, name) for name in ("delay", "ttl", "timeout", "result_ttl")}
+    durations["unique"] = _period(options.unique)
+    for name, seconds in durations.items():
+        if seconds is not None and not 0 <= seconds <= CENTURY:
+            return f"{name} must lie between 0 and {CENTURY:,.0f} seconds, a hundred years"
+    if options.max_memory is not None and options.max_memory < 0:
+        return "max_memory must not be negative"
+    if not 1 <= options.room <= MAX_COUNT:
+        return f"room must lie between 1 and {MAX_COUNT:,}"
     if options.ordered and options.key is None:
         return "ordered needs a key: jobs of the same key run in order"
     if options.ordered and options.room != 1:
         return "an ordered key has room for one"
     return None
+
+
+def _period(unique: bool | float | str | Unique | None) -> float | None:
+    if isinstance(unique, Unique):
+        return unique.period
+    return None if isinstance(unique, bool) or not isinstance(unique, int | float) else unique
 
 
 def _overrides(label: str, changed: Mapping[str, Any]) -> bytes | None:

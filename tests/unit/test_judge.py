@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from ferryman.app import App
+from ferryman.clock import CENTURY, millis
 from ferryman.codec import Codec
 from ferryman.context import Cancelled, SoftTimeout
 from ferryman.errors import PayloadError
@@ -17,7 +18,6 @@ from ferryman.job import Cancel, Fail, Outcome, OutcomeKind, RetryIn, Signal, Sn
 from ferryman.options import Overrides
 from ferryman.policy.retry import Retry
 from ferryman.worker.judge import (
-    MAX_DELAY_MS,
     Stop,
     describe,
     judge_cancelled,
@@ -127,7 +127,9 @@ def test_a_signal_that_makes_no_sense_is_dead_and_says_so(signal: Signal) -> Non
     assert "cannot be obeyed" in outcome.error.message
 
 
-@pytest.mark.parametrize(("seconds", "delay"), [(-5, 0), (math.inf, MAX_DELAY_MS), (1e300, MAX_DELAY_MS)])
+@pytest.mark.parametrize(
+    ("seconds", "delay"), [(-5, 0), (math.inf, millis(CENTURY)), (1e300, millis(CENTURY))]
+)
 def test_a_delay_out_of_bounds_is_brought_within_them(seconds: float, delay: int) -> None:
     assert value(Snooze(seconds)).delay == delay
 

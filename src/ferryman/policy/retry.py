@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
+from ferryman.job import MAX_COUNT
+
 __all__ = [
     "Backoff",
     "Retry",
@@ -55,8 +57,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     judge: Callable[[BaseException], Verdict | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ValueError("max_attempts must be at least 1")
+        if not 1 <= self.max_attempts <= MAX_COUNT:
+            raise ValueError(f"max_attempts must lie between 1 and {MAX_COUNT:,}")
         if not callable(self.backoff) and self.backoff not in get_args(Backoff):
             raise ValueError(
                 f"backoff {self.backoff!r} is none of {', '.join(get_args(Backoff))}, nor a function"

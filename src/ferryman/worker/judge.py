@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ferryman.clock import millis
+from ferryman.clock import CENTURY, millis
 from ferryman.context import Cancelled, Stopped
 from ferryman.errors import PayloadError
 from ferryman.job import Cancel, Claim, ErrorInfo, Fail, Outcome, OutcomeKind, RetryIn, Signal, Snooze
@@ -39,7 +39,6 @@ __all__ = [
 
 MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 16_000
-MAX_DELAY_MS = 100 * 365 * 86_400_000
 PUT_OFF_MS = 5_000
 """Until a job is tried again that could not be started for a reason that is not its own."""
 
@@ -198,7 +197,7 @@ def _failed(
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(0, min(millis(min(seconds, MAX_DELAY_MS)), MAX_DELAY_MS))
+    return max(0, millis(min(seconds, CENTURY)))
 
 
 def _reason(reason: Any) -> str | None:

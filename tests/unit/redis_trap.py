@@ -223,7 +223,7 @@ VERBS: dict[str, Callable[[Trap], Operation[Any] | list[Operation[Any]]]] = {
     ),
     "register": lambda trap: trap.store.register(info(WorkerId("new"), ("a", "b")), LEASE),
     "register again": lambda trap: trap.store.register(info(V), LEASE),
-    "heartbeat": lambda trap: trap.store.heartbeat(W, WorkerStatus(done=3), LEASE, 2**40),
+    "heartbeat": lambda trap: trap.store.heartbeat(W, WorkerStatus(done=3), LEASE, 2**50),
     "leave": lambda trap: trap.store.leave(W),
     "rescue": lambda trap: trap.store.rescue([W, V]),
     "prune": lambda trap: trap.store.prune(

@@ -276,6 +276,21 @@ def test_calls_that_cannot_be_joined_for_a_fault_of_ours_are_answered_so(own: Tr
     assert in_loop[3] == own.run(count()) == 0
 
 
+def test_after_a_fault_of_ours_everybody_gets_the_answer_to_their_own_call(own: Trial) -> None:
+    async def live() -> list[object]:
+        runner = own.async_runner()
+        await runner.run(count())
+        # The second cannot be written as bytes, which shows when the first has been put down already.
+        faulty = [runner.run(add()), runner.run(join_in("\ud800"))]
+        answers = await asyncio.gather(*faulty, return_exceptions=True)
+        async with asyncio.timeout(5):
+            answers += await asyncio.gather(runner.run(add(7)), runner.run(count()))
+        await runner.close()
+        return [type(answer) if isinstance(answer, StoreError) else answer for answer in answers]
+
+    assert asyncio.run(live()) == [StoreError, StoreError, 7, 7]
+
+
 def test_an_argument_that_cannot_be_sent_harms_its_own_caller_alone(own: Trial, server: Server) -> None:
     own.run(count())
     server.pause()

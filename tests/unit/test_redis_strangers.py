@@ -4,13 +4,18 @@ promoted."""
 from __future__ import annotations
 
 import contextlib
+import select
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from ferryman.clock import ManualClock
 from ferryman.errors import StoreError, StoreUnavailable, WorkerGone
-from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, WorkerId, new_id
-from ferryman.store.port import Take, WorkerInfo, WorkerStatus
+from ferryman.io.redis import listener
+from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, UniqueKey, WorkerId, new_id
+from ferryman.store.port import Filter, JobNote, Order, Retention, Take, WorkerInfo, WorkerStatus
 from ferryman.store.redis import store as redis_store
 from ferryman.store.redis.library import LIBRARY, load_library
 from ferryman.store.redis.store import RedisStore
@@ -18,8 +23,9 @@ from tests.services.redis import redis_server
 from tests.services.server import Server
 
 from .redis_trap import VERBS, Trap, trapped
-from .redis_trial import ask, eventually, with_user
+from .redis_trial import ask, eventually, fact, with_user
 
+ROOT = Path(__file__).parents[2]
 W = WorkerId("w")
 LEASE = 60_000
 
@@ -68,6 +74,84 @@ def test_the_rights_that_are_advised_suffice_for_every_verb_and_for_undoing_it(
         trap.store.runner().run_all(operations)
     trap.store.close()
     trap.client.close()
+
+
+def documented_user() -> list[str]:
+    """The words of `ACL SETUSER` in the documentation."""
+    lines = (ROOT / "docs" / "how-to" / "redis.md").read_text("utf-8").splitlines()
+    (line,) = (line for line in lines if "ACL SETUSER" in line)
+    return shlex.split(line.partition("ACL SETUSER ")[2])
+
+
+def test_the_rights_that_are_advised_are_those_of_the_documentation(server: Server) -> None:
+    name, on, password, *rights = documented_user()
+    ask(server.url, "ACL", "SETUSER", name, on, password, "~other", "+@all")
+    poor = RedisStore(with_user(server.url, name, password.removeprefix(">")))
+
+    with pytest.raises(StoreError, match=f"ACL SETUSER {name}") as refused:
+        poor.runner().run(poor.lanes())
+
+    assert str(refused.value).partition("ACL SETUSER ")[2].split() == [name, *rights]
+    poor.close()
+
+
+def test_the_user_of_the_documentation_may_do_all_that_a_job_needs_in_its_life(server: Server) -> None:
+    name, on, password, *rights = documented_user()
+    ask(server.url, "ACL", "SETUSER", name, on, password, *rights)
+    store = RedisStore(with_user(server.url, name, password.removeprefix(">")))
+    run, waker = store.runner().run, store.waker()
+    run(store.register(info(), LEASE))
+    waker.drain()
+
+    first = job()
+    second = NewJob(
+        id=new_id(), task="t", args=b"[]", after=(first.id,), key="k", unique=UniqueKey("u"), tags=("red",),
+        max_attempts=2, delay=1,
+    )  # fmt: skip
+    run(store.enqueue([first, second]))
+    assert select.select([waker], [], [], 5)[0]
+    for kind in (OutcomeKind.SUCCEEDED, OutcomeKind.RETRY, OutcomeKind.DEAD):
+        assert eventually(lambda: run(store.claim(W, [], 0)).lanes)
+        (claim,) = run(store.claim(W, [Take("default", 0, 1)], 1)).jobs
+        run(store.annotate(W, [JobNote(claim.id, claim.lease, 0.5, "half")]))
+        assert run(store.settle(W, [Outcome(claim.id, claim.lease, kind)])) == [True]
+    run(store.rescue([W]))
+    everything = Retention(succeeded_count=0, dead_count=0)
+
+    assert sum(run(store.prune(everything, 100)) for _ in range(2)) == 2
+    assert ask(server.url, "ACL", "LOG") == []
+    waker.close()
+    store.close()
+
+
+def test_a_user_who_may_not_publish_is_told_which_rights_suffice(server: Server) -> None:
+    ask(server.url, "ACL", "SETUSER", "mute", "on", ">pw", "~*", "resetchannels", "+@all")
+    store = RedisStore(with_user(server.url, "mute", "pw"))
+    store.runner().run(store.register(info(), LEASE))
+
+    with pytest.raises(StoreError, match=r"lacks a right .*&\{ferryman\}\*"):
+        store.runner().run(store.enqueue([job()]))
+
+    assert store.runner().run(store.find(Filter(), 10)) == []
+    store.close()
+
+
+def test_a_worker_that_may_not_listen_does_not_besiege_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_REFUSED_SECONDS", 0.2)
+    ask(server.url, "ACL", "SETUSER", "deaf", "on", ">pw", "~*", "resetchannels", "+@all")
+    store = RedisStore(with_user(server.url, "deaf", "pw"))
+    before = fact(server.url, "total_connections_received")
+
+    waker = store.waker()
+    assert not select.select([waker], [], [], 1.0)[0]
+
+    assert fact(server.url, "total_connections_received") - before < 10
+    ask(server.url, "ACL", "SETUSER", "deaf", "allchannels")
+    assert select.select([waker], [], [], 5.0)[0]
+    waker.close()
+    store.close()
 
 
 def test_after_somebody_has_flushed_the_database_workers_are_told_and_jobs_can_be_enqueued(
@@ -164,6 +248,52 @@ def test_with_a_confirming_replica_no_acknowledged_job_is_lost_in_a_failover(
 
     assert after == []
     assert there == before
+
+
+def test_orders_that_are_given_after_a_failover_are_heard_though_it_lost_the_last_ones(
+    server: Server,
+) -> None:
+    with replica_of(server) as replica:
+        store = RedisStore(server.url)
+        run = store.runner().run
+        run(store.register(info(), LEASE))
+        assert ask(server.url, "WAIT", 1, 5_000) is not None
+        assert eventually(
+            lambda: _offset(server, "master_repl_offset") == _offset(replica, "slave_repl_offset")
+        )
+        # What the primary is told from now on gets lost with it.
+        ask(replica.url, "REPLICAOF", "NO", "ONE")
+        run(store.enqueue([job() for _ in range(50)]))
+        run(store.order([W], Order("pause")))
+        heard = run(store.heartbeat(W, WorkerStatus(), LEASE)).last
+        store.close()
+        server.kill()
+        heir = RedisStore(replica.url)
+
+        heir.runner().run(heir.order([W], Order("resume")))
+
+        answer = heir.runner().run(heir.heartbeat(W, WorkerStatus(), LEASE, heard))
+        assert [order.kind for order in answer.orders] == ["resume"]
+        heir.close()
+
+
+def test_orders_that_are_given_after_the_clock_was_set_back_are_heard(server: Server) -> None:
+    clock = ManualClock()
+    store = RedisStore(server.url, clock)
+    run = store.runner().run
+    run(store.register(info(), LEASE * 100))
+    run(store.order([W], Order("pause")))
+    run(store.order([W], Order("resume")))
+    first = run(store.heartbeat(W, WorkerStatus(), LEASE * 100))
+    clock.advance(-60)
+    run(store.heartbeat(W, WorkerStatus(), LEASE * 100, first.last))
+
+    run(store.order([W], Order("drain")))
+
+    second = run(store.heartbeat(W, WorkerStatus(), LEASE * 100, first.last))
+    assert [order.kind for order in first.orders] == ["pause", "resume"]
+    assert [order.kind for order in second.orders] == ["drain"]
+    store.close()
 
 
 def test_without_one_a_failover_loses_what_the_replica_had_not_got_yet_and_no_more(

@@ -290,6 +290,19 @@ def test_a_bell_behind_a_line_that_is_dead_is_given_up_and_hung_anew(
         waker.close()
 
 
+def test_a_bell_that_has_been_lost_and_hung_anew_costs_no_time(own: Trial, server: Server) -> None:
+    waker = own.waker()
+    assert eventually(lambda: _listeners(server, own, "bell") == 1)
+    # A loss that was told twice, by the reader and by the writer.
+    waker._listener._mouth.send(b"!")
+
+    began = time.process_time()
+    assert not select.select([waker], [], [], 0.5)[0]
+
+    assert time.process_time() - began < 0.2
+    waker.close()
+
+
 def test_a_bell_that_is_taken_down_leaves_no_connection_and_no_thread(own: Trial, server: Server) -> None:
     threads = threading.active_count()
     for _ in range(5):

@@ -100,11 +100,7 @@ def refusal(message: str, address: Address, node: Node) -> FerrymanError:
                 "see ACL LIST on the server"
             )
         case "NOPERM":
-            user = address.username or "default"
-            return StoreError(
-                f"the Redis user {user!r} lacks a right ({rest}); give it what Ferryman needs: ACL SETUSER {user} "
-                f"~{address.key}* &{address.key}* +@all -@admin -@dangerous +info"
-            )
+            return _forbidden(rest, address)
         case "MISCONF":
             return StoreUnavailable(
                 f"the Redis server at {node} cannot save to its disk and so takes no writes; see its log, and its "
@@ -131,7 +127,15 @@ def refusal(message: str, address: Address, node: Node) -> FerrymanError:
                 "when it is done"
             )
         case _:
-            return _by_text(message, node)
+            return _by_text(message, address, node)
+
+
+def _forbidden(what: str, address: Address) -> StoreError:
+    user = address.username or "default"
+    return StoreError(
+        f"the Redis user {user!r} lacks a right ({what}); give it what Ferryman needs: ACL SETUSER {user} "
+        f"~{address.key}* &{address.key}* +@all -@admin -@dangerous +info"
+    )
 
 
 def _of_our_own(text: str) -> FerrymanError:
@@ -142,7 +146,10 @@ def _of_our_own(text: str) -> FerrymanError:
     return _REFUSALS.get(name, StoreError)(message)
 
 
-def _by_text(message: str, node: Node) -> FerrymanError:
+def _by_text(message: str, address: Address, node: Node) -> FerrymanError:
+    if message.startswith("ERR The user executing the script can't"):
+        # So says Redis 7.0 what is NOPERM later.
+        return _forbidden(message.removeprefix("ERR "), address)
     if "max number of clients" in message:
         return StoreUnavailable(
             f"the Redis server at {node} has as many clients as it may have; raise its maxclients, or look for "

@@ -19,6 +19,9 @@ __all__ = ["Listener"]
 _LOOK_SECONDS = 1.0
 """How often to ask whether anybody still wants to hear."""
 
+_REFUSED_SECONDS = 5.0
+"""After how long to ask again a server that does not let us listen."""
+
 _PING_SECONDS, _PONG_SECONDS = 10.0, 20.0
 """After how long a silence to ask the server for a word, and after how long to take the connection for lost."""
 
@@ -93,6 +96,12 @@ class Listener:
                     continue
                 try:
                     self._hear(self._link)
+                    # `wanted` has said no: asked again, it would answer for another listener.
+                    return
+                except PermissionError:
+                    self.settled.set()
+                    self._link.close()
+                    self._rest()
                 except OSError:
                     self.settled.set()
                     self._server.note_loss()
@@ -103,12 +112,13 @@ class Listener:
             self._mouth.close()
 
     def _hear(self, link: Link) -> None:
-        """Until nobody wants to hear any more. Raises OSError when the connection is lost."""
+        """Until nobody wants to hear any more. Raises OSError when the connection is lost, PermissionError when the
+        server does not let us listen."""
         # Rings may come along with the answer; what was rung until now is told below.
         answer, *_ = link.ask(("SUBSCRIBE", self._channel))
         if isinstance(answer, Exception):
-            # Not allowed, perhaps: those who wait look at intervals.
-            raise ConnectionRefusedError(str(answer))
+            # Those who wait look at intervals.
+            raise PermissionError(str(answer))
         link.sock.setblocking(False)
         self._heard_at, self._is_lost = time.monotonic(), False
         if self._hang is not None:
@@ -121,6 +131,15 @@ class Listener:
             if self._unhang is not None:
                 self._unhang(link.sock)
 
+    def _rest(self) -> None:
+        """Wait before the next try, unless told to end."""
+        poll = select.poll()
+        poll.register(self._ear, select.POLLIN)
+        until = time.monotonic() + _REFUSED_SECONDS
+        while not self._ended and (left := until - time.monotonic()) > 0:
+            if poll.poll(left * 1000):
+                self._ear.recv(64)
+
     def _stay(self, link: Link) -> None:
         poll = select.poll()
         poll.register(self._ear, select.POLLIN)
@@ -128,12 +147,13 @@ class Listener:
             poll.register(link.sock, select.POLLIN)
         pinged_at = self._heard_at
         while not self._ended and self._wanted():
-            ready = poll.poll(_LOOK_SECONDS * 1000)
-            if self._is_lost:
+            ready = {descriptor for descriptor, _ in poll.poll(_LOOK_SECONDS * 1000)}
+            if self._ear.fileno() in ready:
                 self._ear.recv(64)
+            if self._is_lost:
                 raise ConnectionResetError
             now = time.monotonic()
-            if any(descriptor == link.sock.fileno() for descriptor, _ in ready):
+            if link.sock.fileno() in ready:
                 if b"message" in _receive(link.sock):
                     self._ring()
                 self._heard_at = time.monotonic()

@@ -106,17 +106,20 @@ class Talk:
     def say(self, tickets: Iterable[Ticket]) -> bytes:
         """The bytes to be sent for these."""
         packed: list[bytes] = []
+        due: list[tuple[Ticket | None, _Confirmation | None]] = []
         confirmation: _Confirmation | None = None
         for ticket in self._join(tickets):
             packed.append(ticket.packed or self._pack_call(ticket.call))
             if ticket.call.writes and self._address.replicas:
                 confirmation = confirmation or _Confirmation()
-                self._due.append((ticket, confirmation))
+                due.append((ticket, confirmation))
             else:
-                self._due.append((ticket, None))
+                due.append((ticket, None))
         if confirmation is not None:
             packed.append(pack("WAIT", self._address.replicas, _CONFIRM_MS))
-            self._due.append((None, confirmation))
+            due.append((None, confirmation))
+        # Only now: if one of them cannot be packed, none is said, and no answer is due.
+        self._due += due
         return b"".join(packed)
 
     def hear(self, data: bytes) -> None:

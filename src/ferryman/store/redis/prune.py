@@ -18,6 +18,6 @@ def prune(retention: Retention, limit: int) -> Requests[int]:
         count: int
         count, start = yield Call("prune", (asked, limit - deleted, start))
         deleted += count
-        # Each call looks at some hundred jobs, of which some may have to stay.
+        # Each call looks at some hundred jobs, of which some may have to stay, and forgets some hundred small things.
         if not start or deleted >= limit:
             return deleted

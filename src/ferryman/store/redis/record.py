@@ -15,6 +15,10 @@ __all__ = ["KIND", "as_text", "same_for_all"]
 
 _encode = msgspec.msgpack.Encoder().encode
 
+_MOST = 2**53
+"""Lua tells larger numbers from their neighbours no more, and takes those from 2**63 on for negative. Of a delay or a
+number of places it means as much as any."""
+
 
 class KIND:
     """Bits of a record's kind: what a job is beyond the common path. They must be those of `lua/book.lua`."""
@@ -36,19 +40,19 @@ def same_for_all(job: NewJob) -> dict[str, Any]:
         "names": as_text(_encode(job.task) + _encode(job.queue)),
         "queue": job.queue,
         "priority": job.priority,
-        "max_attempts": job.max_attempts,
+        "max_attempts": min(job.max_attempts, _MOST),
         "kind": _kind(job),
         "tail": as_text(_encode(job.options) + _encode(job.key)),
         "rest": as_text(_rest(job)),
     }
     if job.at is not None:
-        run["at"] = job.at
+        run["at"] = min(job.at, _MOST)
     elif job.delay:
-        run["delay"] = job.delay
+        run["delay"] = min(job.delay, _MOST)
     if job.ttl is not None:
-        run["ttl"] = job.ttl
+        run["ttl"] = min(job.ttl, _MOST)
     elif job.deadline is not None:
-        run["deadline"] = job.deadline
+        run["deadline"] = min(job.deadline, _MOST)
     if job.key is not None:
         run["key"] = job.key
     if job.after:
@@ -90,7 +94,7 @@ def _rest(job: NewJob) -> bytes:
     """What is rare, and so need not be decoded for most jobs."""
     rest: dict[str, Any] = {}
     if job.key is not None:
-        rest["room"] = job.room
+        rest["room"] = min(job.room, _MOST)
     if job.tenant is not None:
         rest["tenant"] = job.tenant
     if job.tags:
@@ -98,5 +102,5 @@ def _rest(job: NewJob) -> bytes:
     if job.unique is not None:
         rest["unique"] = job.unique.key
         if job.unique.period is not None:
-            rest["period"] = job.unique.period
+            rest["period"] = min(job.unique.period, _MOST)
     return _encode(rest) if rest else b""

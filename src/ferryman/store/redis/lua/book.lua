@@ -42,7 +42,7 @@
 --   workers                ZSET number id: the register, in order of registration
 --   alive                  ZSET lease_until id: workers that are not gone
 --   worker:<id>            HASH info, status (MessagePack), queues (MessagePack array; none: all), registered_at,
---                          seen_at, lease_until, gone ('stopped' or 'dead')
+--                          seen_at, lease_until, heard (the last order), gone ('stopped' or 'dead')
 --   orders:<worker>        LIST of MessagePack [kind, job, reason, lease, number]; lease 0 but for orders to cancel
 --   dropped:<n>            what a call is about to delete, while it lasts
 --   bell, bell:done        channels: there may be work, or an order; a job has finished
@@ -69,6 +69,7 @@
 --   book.head(line) -> spot, score                 the first of a line (full key), nil if empty; writes first
 --   book.range(command, line, ...) -> list         any reading command on a line (full key); writes first
 --   book.pending(queue) -> how many pending jobs it has
+--   book.later(ms), book.moment(at) -> a moment, none too far away to be stored
 --   book.number() -> the next number of `seq`; book.numbers(count) -> the last of so many
 -- CHANGING A CARD
 --   book.touch(card)                               first; then assign fields of the life. State, run_at, tag, worker
@@ -109,6 +110,9 @@ book.KIND = {
 }
 
 local floor = math.floor
+
+-- Larger numbers are not told exactly any more, and some cannot be packed: what is later is as good as never.
+local LAST_MOMENT = 2 ^ 53
 
 -- Arguments of one command: Lua's stack holds some thousand.
 local MOST_ARGUMENTS = 4000
@@ -308,6 +312,15 @@ function book.bury()
     for first = 1, #dropped, MOST_ARGUMENTS do
         call('UNLINK', unpack(dropped, first, math.min(first + MOST_ARGUMENTS - 1, #dropped)))
     end
+end
+
+function book.moment(at)
+    return math.min(at, LAST_MOMENT)
+end
+
+-- So many ms from now.
+function book.later(ms)
+    return book.moment(book.now + ms)
 end
 
 -- So many numbers in a row: the last of them.

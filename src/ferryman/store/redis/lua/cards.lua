@@ -7,6 +7,7 @@
 local RECORD_HEAD, RECORD_FORM = '>I8I4I4', '>I8I8I8I4I2bI4'
 local HEAD_SIZE = struct.size(RECORD_HEAD)
 local NAMES_AT = HEAD_SIZE + struct.size(RECORD_FORM)
+local MOST_ATTEMPTS = 2 ^ 32 - 1
 
 -- LIFE: state, started_at, finished_at, size of the result; bits, lease, run_at, size of the worker's name;
 -- size of the reason, attempt, deaths, tag, missing, warned, result_until, progress. Then worker, reason and
@@ -309,8 +310,8 @@ function book.record_of(seq, form, body)
 end
 
 function book.common_of(form)
-    return pack(RECORD_FORM, form.enqueued_at, form.first_at, form.deadline, form.max_attempts, form.kind,
-        form.priority, form.key_size) .. form.names
+    return pack(RECORD_FORM, form.enqueued_at, book.moment(form.first_at), book.moment(form.deadline),
+        math.min(form.max_attempts, MOST_ATTEMPTS), form.kind, form.priority, form.key_size) .. form.names
 end
 
 function book.rewrite(card, changes)

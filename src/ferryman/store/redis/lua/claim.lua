@@ -170,16 +170,24 @@ local function lease_all(worker, lane, spots, claims)
     end
 end
 
+local looks  -- spots that the call under way may still look at beyond a first try in each lane
+
+book.at_start(function()
+    looks = AT_ONCE
+end)
+
+-- Where many jobs are too late, the rest of them is left to the next claim.
 local function take(worker, lane, count, claims)
     local most = #claims + count
-    while #claims < most do
+    repeat
         local asked = most - #claims
         local spots = book.range('ZRANGE', lane.ready, 0, asked - 1)
         lease_all(worker, lane, spots, claims)
         if #spots < asked then
             return
         end
-    end
+        looks = looks - asked
+    until #claims == most or looks <= 0
 end
 
 -- -- verbs --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ end
 
 -- `ttl` is nil for an entry without an end.
 function coordinate._put(hash, name, number, content, ttl)
-    local ends = ttl and book.now + ttl or 0
+    local ends = ttl and book.later(ttl) or 0
     book.hset(hash, name, string.format('%d %d ', number, ends) .. content)
     local member = hash .. ' ' .. name
     if ttl then

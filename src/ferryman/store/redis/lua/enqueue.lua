@@ -152,7 +152,7 @@ local function bear(run, rest, id, record, batch)
         card.missing = missing
     end
     if rest.unique then
-        finish.take_unique(rest.unique, id, rest.period and book.now + rest.period or 0)
+        finish.take_unique(rest.unique, id, rest.period and book.later(rest.period) or 0)
     end
     if card.key then
         places.join_key(card.key, places.room_of(card))

@@ -4,7 +4,7 @@
 -- all will do), since, until (nil: none). Its cards are found by a walk along the narrowest lines that hold all jobs
 -- that may match: those of the ids; or of the tags; or of the states, which for ready jobs are the lanes of the
 -- queues; or `all`. Lines that are not in the order of arrival (by time, or by fairness) are read whole if they are
--- short; else they are of no use. A walk along `all` leaps over stretches of ready jobs that are not meant: a backlog
+-- short; else they are of no use. A walk along `all` leaps over stretches of jobs that are not meant: a backlog
 -- does not hide what is behind it. A walk looks at some thousand cards and tells where it ended, so that another call
 -- can go on.
 
@@ -265,9 +265,15 @@ local function next_spots(lines, from, newest_first, most)
     return spots, horizon
 end
 
--- The lanes in the order of arrival whose ready jobs are not meant, nil if there are none or too many.
-local function lanes_to_skip(states, queues)
+-- Lines in the order of arrival whose jobs are not meant: those of other states, and lanes of other queues; nil if
+-- there are none or too many.
+local function lines_to_skip(states, queues)
     local skipped = {}
+    for state, name in pairs(BY_ARRIVAL) do
+        if not states[state] and book.range('ZCARD', book.key(name)) > 0 then
+            skipped[#skipped + 1] = book.key(name)
+        end
+    end
     for _, lane in ipairs(lanes_with(READY, nil)) do
         local key = book.full('ready:' .. lane)
         local is_meant = states[READY] and (not queues or queues[string.match(lane, '^(.*):')])
@@ -281,9 +287,9 @@ local function lanes_to_skip(states, queues)
     return skipped[1] and skipped
 end
 
--- Where to go on along `all` so that what lies between is nothing but jobs of these lanes: the stretch is doubled as
--- long as the lanes have as many spots in it as there are.
-local function leap(lanes, from, newest_first)
+-- Where to go on along `all` so that what lies between is nothing but jobs of these lines: the stretch is doubled as
+-- long as the lines have as many spots in it as there are.
+local function leap(lines, from, newest_first)
     local all, length = book.key('all'), STEP
     local range, rank_of = 'ZRANGE', 'ZRANK'
     if newest_first then
@@ -299,8 +305,11 @@ local function leap(lanes, from, newest_first)
             if newest_first then
                 low, high = last, first
             end
-            for _, lane in ipairs(lanes) do
-                count = count + book.range('ZLEXCOUNT', lane, '[' .. low, '[' .. high)
+            for _, line in ipairs(lines) do
+                count = count + book.range('ZLEXCOUNT', line, '[' .. low, '[' .. high)
+                if count == length then
+                    break
+                end
             end
         end
         if count == length then
@@ -350,7 +359,7 @@ function filters.matching(which, among, limit, options)
     if from == '' then
         from = nil
     end
-    local skipped = lines[1] == book.key('all') and lanes_to_skip(states, queues)
+    local skipped = lines[1] == book.key('all') and lines_to_skip(states, queues)
     local is_barren = true
     while looked < LOOKS do
         if skipped and is_barren then

@@ -86,7 +86,12 @@ local function first_parked(key)
             key.at = key.at - 1
             return nil
         else
-            key.parked, key.is_stale = nil, true
+            -- What is not parked any more is gone from the line when the book is written.
+            book.write()
+            if call('ZRANGE', key.line, 0, 0)[1] == key.parked[1] then
+                book.fail('StoreCorrupt', 'jobs are parked at ' .. key.line .. ' that are not there')
+            end
+            key.parked = nil
         end
     end
 end

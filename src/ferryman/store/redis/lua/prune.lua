@@ -7,6 +7,7 @@ local STEP = 100        -- jobs that are read at once
 local SMALL = 1000      -- small things of each kind that one call forgets
 
 -- -- small things ------------------------------------------------------------------------------------
+-- Each of these answers how many it has forgotten; as many as SMALL, and there may be more.
 
 local function forget_faded()
     local faded = book.range('ZRANGEBYSCORE', book.key('fading'), '-inf', book.text(book.now), 'LIMIT', 0, SMALL)
@@ -15,6 +16,7 @@ local function forget_faded()
         book.hdel(hash, field)
         book.zrem('fading', member)
     end
+    return #faded
 end
 
 local function forget_results()
@@ -26,24 +28,36 @@ local function forget_results()
         book.touch(card)
         card.result = nil
     end
+    return #ids
 end
 
 local function forget_minutes(age)
     local before = '(' .. book.text(book.now - age)
-    for _, minute in ipairs(book.range('ZRANGEBYSCORE', book.key('minutes'), '-inf', before, 'LIMIT', 0, SMALL)) do
+    local minutes = book.range('ZRANGEBYSCORE', book.key('minutes'), '-inf', before, 'LIMIT', 0, SMALL)
+    for _, minute in ipairs(minutes) do
         book.drop('stat:' .. minute)
         book.zrem('minutes', minute)
     end
+    return #minutes
 end
 
 local function forget_workers(age)
-    for _, worker in ipairs(book.range('ZRANGE', book.key('workers'), 0, SMALL - 1)) do
-        local told = book.range('HMGET', book.full('worker:' .. worker), 'gone', 'seen_at')
-        if told[1] and tonumber(told[2]) < book.now - age then
+    -- However many of those that are alive came before them.
+    local gone, count = call('ZDIFF', 2, book.key('workers'), book.key('alive')), 0
+    for index = 1, math.min(#gone, SMALL) do
+        local worker = gone[index]
+        if tonumber(book.hget('worker:' .. worker, 'seen_at')) < book.now - age then
             book.drop('worker:' .. worker)
             book.zrem('workers', worker)
+            count = count + 1
         end
     end
+    return count
+end
+
+local function forget_small_things(retention)
+    return math.max(forget_faded(), forget_results(), forget_minutes(retention.stats),
+        forget_workers(retention.workers))
 end
 
 -- -- finished jobs -----------------------------------------------------------------------------------
@@ -58,14 +72,14 @@ local function count(lines)
     return total
 end
 
--- Whether an unfinished child waits for it, or will want its result.
+-- Whether an unfinished child waits for it, or will want its result. Such a child is rather among the last ones.
 local function is_wanted(card, walk)
     if not card.has_children then
         return false
     end
     local line, at = book.full('children:' .. card.id), 0
     while true do
-        local spots, ids = book.range('ZRANGE', line, at, at + STEP - 1), {}
+        local spots, ids = book.range('ZREVRANGE', line, at, at + STEP - 1), {}
         for index, spot in ipairs(spots) do
             ids[index] = book.id_of(spot)
         end
@@ -182,8 +196,8 @@ local function prune_lines(lines, before, excess, walk)
 end
 
 -- ARGV: MessagePack of the Retention; limit; where to go on, '' to begin. Answers an array: how many jobs were
--- deleted, and where it ended ('': there is nothing more), from where it is to be called again until the limit is
--- reached.
+-- deleted, and where it ended ('': there is nothing more to forget), from where it is to be called again until the
+-- limit is reached.
 book.verb('prune', function(args)
     local retention, walk = cmsgpack.unpack(args[1]), {limit = tonumber(args[2]), deleted = 0, looks = LOOKS}
     local passed = {string.match(args[3], '(%d+) (%d+) (%d+) (%d+)')}
@@ -191,10 +205,7 @@ book.verb('prune', function(args)
     for index, state in ipairs({'succeeded', 'dead', 'cancelled', 'expired'}) do
         lines[index] = {state = state, key = book.key(state), passed = tonumber(passed[index] or 0)}
     end
-    forget_faded()
-    forget_results()
-    forget_minutes(retention.stats)
-    forget_workers(retention.workers)
+    local most = forget_small_things(retention)
     for _, group in ipairs({{'succeeded', lines[1]}, {'dead', lines[2]}, {'other', lines[3], lines[4]}}) do
         local kind = table.remove(group, 1)
         local excess = count(group) - retention[kind .. '_count']
@@ -202,7 +213,7 @@ book.verb('prune', function(args)
     end
     erase_all_bare()
     local on = ''
-    if walk.looks <= 0 then
+    if walk.looks <= 0 or most == SMALL then
         on = string.format('%d %d %d %d', lines[1].passed, lines[2].passed, lines[3].passed, lines[4].passed)
     end
     return {walk.deleted, on}

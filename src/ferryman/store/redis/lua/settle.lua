@@ -59,7 +59,7 @@ local function succeed(card, outcome)
     card.started_at = started(outcome)
     card.result = outcome.result
     if outcome.keep_result and outcome.result then
-        card.result_until = book.now + outcome.keep_result
+        card.result_until = book.later(outcome.keep_result)
     end
     finish.finish(card, SUCCEEDED, nil)
 end
@@ -72,7 +72,7 @@ end
 
 -- While it waits, only an ordered job keeps its key's place.
 local function put_off(card, delay)
-    places.schedule(card, book.now + delay)
+    places.schedule(card, book.later(delay))
     if card.kind % (2 * KIND.ORDERED) < KIND.ORDERED then
         places.free_place(card)
     end

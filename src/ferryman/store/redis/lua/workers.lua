@@ -7,9 +7,16 @@ local CRASHED = 6  -- ferryman.job.OutcomeKind
 
 -- -- orders -------------------------------------------------------------------------------------------
 
+-- The number of a worker's next order. What the worker has heard may be more than this server knows, after a failover
+-- that has lost the last moments; so it is the time, unless that was set back.
+local function next_number(worker)
+    local last, heard = call('LINDEX', book.full('orders:' .. worker), -1), book.hget('worker:' .. worker, 'heard')
+    return math.max(book.now, (last and cmsgpack.unpack(last)[5] or 0) + 1, tonumber(heard or 0) + 1)
+end
+
 -- Leave an order for a worker to find with its next heartbeat. `lease` is that of the job to cancel, else 0.
 function workers.leave_order(worker, kind, job, reason, lease)
-    book.push('orders:' .. worker, '\149' .. cmsgpack.pack(kind, job, reason, lease, book.number()))
+    book.push('orders:' .. worker, '\149' .. cmsgpack.pack(kind, job, reason, lease, next_number(worker)))
     book.woke = true
 end
 
@@ -56,7 +63,7 @@ end
 -- ARGV: the worker, its lease in ms; MessagePack of its WorkerInfo and WorkerStatus; MessagePack of its queues,
 -- or ''. Answers nothing.
 book.verb('register', function(args)
-    local worker, lease_until, now = args[1], book.now + tonumber(args[2]), book.text(book.now)
+    local worker, lease_until, now = args[1], book.later(tonumber(args[2])), book.text(book.now)
     local is_new = not call('ZSCORE', book.key('workers'), worker)
     write_fields(worker, {info = args[3], seen_at = now, lease_until = book.text(lease_until)})
     if args[5] == '' then
@@ -77,9 +84,11 @@ end)
 -- ARGV: the worker, its lease in ms, MessagePack of its WorkerStatus, the number of the last order that it has heard.
 -- Answers the number of the last order, and the orders, each as MessagePack of [kind, job, reason, lease, number].
 book.verb('heartbeat', function(args)
-    local worker, lease_until, heard = args[1], book.text(book.now + tonumber(args[2])), tonumber(args[4])
+    local worker, lease_until, heard = args[1], book.text(book.later(tonumber(args[2]))), tonumber(args[4])
     claim.find_worker(worker)
-    write_fields(worker, {status = args[3], seen_at = book.text(book.now), lease_until = lease_until})
+    write_fields(worker, {
+        status = args[3], seen_at = book.text(book.now), lease_until = lease_until, heard = args[4],
+    })
     book.zadd('alive', lease_until, worker)
     local orders, unheard, last = orders_of(worker), {}, heard
     for _, order in ipairs(orders) do

@@ -237,13 +237,14 @@ class Session:
     def end(self, how: str = "COMMIT") -> None:
         self._sql.execute(how)
 
-    def start(self, operations: Operations) -> None:
-        """Perform operations in a thread, to the commit."""
+    def start(self, operations: Operations, *, commit: bool = True) -> None:
+        """Perform operations in a thread, to the commit or to just before it."""
 
         def perform() -> None:
             try:
                 self.begin(operations)
-                self.end()
+                if commit:
+                    self.end()
             except BaseException as error:
                 self._failure = error
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ferryman.errors import StoreUnavailable
-from ferryman.job import State, UniqueKey
+from ferryman.job import Outcome, OutcomeKind, State, UniqueKey, WorkerId
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, Retention
+from ferryman.store.port import Enqueued, Filter, Order, Orders, QueueSettings, Retention, Take, WorkerStatus
 from tests.services import places
 from tests.unit.postgres_scene import VERBS, Scene, Session, check
 
@@ -111,6 +111,70 @@ def test_a_child_whose_parent_is_pruned_before_its_commit_runs_all_the_same(scen
 
     (found,) = scene.run(scene.store.get([child.id]))
     assert found.state is State.SUCCEEDED
+
+
+def test_a_replay_whose_jobs_are_deleted_under_it_time_and_again_keeps_no_unique_key(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    one, other = sessions
+    plain, unique = scene.ids["over 1"], scene.ids["over unique"]
+    third = Session(scene)
+
+    one.begin([scene.store.delete(Filter(ids=(plain,)), 1)])
+    other.start([scene.store.replay(Filter(ids=(plain, unique)), 1)])
+    other.come_to_rest()
+    third.start([scene.store.delete(Filter(ids=(unique,)), 1)], commit=False)
+    third.come_to_rest()
+    one.end()
+    third.finish()
+    other.come_to_rest()
+    third.end()
+    other.finish()
+
+    check(scene)
+    third.close()
+
+
+def test_an_order_that_takes_its_time_to_commit_is_heard_although_a_later_one_was_heard_before(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    one, other = sessions
+    us, job = WorkerId("us"), scene.ids["plain"]
+
+    def heartbeat(heard: int) -> Orders:
+        return scene.run(scene.store.heartbeat(us, WorkerStatus(), 60_000, heard))  # type: ignore[no-any-return]
+
+    one.begin([scene.store.cancel(Filter(ids=(job,)), 1)])
+    other.start([scene.store.order([us], Order("pause"))])
+    other.come_to_rest()
+    first = heartbeat(0)
+    one.end()
+    other.finish()
+    second = heartbeat(first.last)
+
+    assert {*first.orders, *second.orders} == {Order("cancel", job), Order("pause")}
+
+
+def test_jobs_that_come_back_to_a_queue_that_is_fair_no_more_do_not_wait_behind_all_that_come(
+    scene: Scene,
+) -> None:
+    scene.again()
+    run, store, us, lane = scene.run, scene.store, WorkerId("us"), [Take("fair", 3, 2)]
+    released, crashed = scene.put(queue="fair", priority=3), scene.put(queue="fair", priority=3)
+    run(store.enqueue([released, crashed]))
+    one, other = run(store.claim(us, lane, 2)).jobs
+    run(store.declare([QueueSettings(name="fair")]))
+    run(store.enqueue([scene.put(queue="fair", priority=3)]))
+
+    back = [
+        Outcome(one.id, one.lease, OutcomeKind.RELEASED),
+        Outcome(other.id, other.lease, OutcomeKind.CRASHED),
+    ]
+    assert run(store.settle(us, back)) == [True, True]
+
+    assert [claim.id for claim in run(store.claim(us, lane, 2)).jobs] == [released.id, crashed.id]
 
 
 def test_an_enqueue_that_waits_for_a_unique_key_of_a_long_transaction_gives_up(

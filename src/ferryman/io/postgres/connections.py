@@ -24,6 +24,10 @@ __all__ = ["aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
 _PATIENCE_MS = 30
 """For how long a transaction of several operations waits for a lock; each by itself waits as long as it takes."""
 
+_ISOLATION = psycopg.IsolationLevel.READ_COMMITTED
+"""Who has waited for a lock must see what was done under it. Where the database's default is another level, it is set on
+the connection; and each transaction says it, since what a session is told is lost behind a pooler."""
+
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
@@ -31,7 +35,8 @@ def connect(address: Address, conninfo: str | None = None) -> psycopg.Connection
     """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
     try:
         connection = psycopg.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
-        _set_up(connection, connection.execute(_WHO_SERVES).fetchone())
+        if _set_up(connection, connection.execute(_WHO_SERVES).fetchone()):
+            connection.set_isolation_level(_ISOLATION)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
@@ -43,22 +48,27 @@ async def aconnect(address: Address) -> psycopg.AsyncConnection[Any]:
         connection = await psycopg.AsyncConnection.connect(
             address.conninfo, autocommit=True, prepare_threshold=None
         )
-        _set_up(connection, await (await connection.execute(_WHO_SERVES)).fetchone())
+        if _set_up(connection, await (await connection.execute(_WHO_SERVES)).fetchone()):
+            await connection.set_isolation_level(_ISOLATION)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
 
 
-_WHO_SERVES = "SELECT pg_backend_pid()"
+_WHO_SERVES = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation') <> 'read committed'"
 
 
-def _set_up(connection: AnyConnection, served_by: tuple[int] | None) -> None:
+def _set_up(connection: AnyConnection, answer: tuple[int, bool] | None) -> bool:
+    """Answers whether its transactions have to ask for READ COMMITTED."""
+    assert answer is not None
+    served_by, is_strict = answer
     connection.adapters.register_dumper(list, ListDumper)
-    if served_by == (connection.pgconn.backend_pid,):
+    if served_by == connection.pgconn.backend_pid:
         # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of
         # a process of its own making. Only what asks for it is prepared.
         connection.prepare_threshold = sys.maxsize
     _connections.add(connection)
+    return is_strict
 
 
 def is_alive(connection: AnyConnection) -> bool:
@@ -89,7 +99,7 @@ def transact(
     """
     statements = attempt.statements
     try:
-        if len(statements) == 1:
+        if len(statements) == 1 and connection.isolation_level is None:
             cursor = connection.cursor(binary=True)
             cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True)
             return [cursor.fetchall() if cursor.description else []]
@@ -123,7 +133,7 @@ async def atransact(
     """`transact`, awaited."""
     statements = attempt.statements
     try:
-        if len(statements) == 1:
+        if len(statements) == 1 and connection.isolation_level is None:
             cursor = connection.cursor(binary=True)
             await cursor.execute(
                 statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True
@@ -162,7 +172,8 @@ def _is_at_rest(connection: AnyConnection) -> bool:
 
 
 def _beginning(attempt: Attempt) -> Sequence[str]:
-    return ("BEGIN", f"SET LOCAL lock_timeout = {_PATIENCE_MS}") if attempt.in_company else ("BEGIN",)
+    begin = f"BEGIN ISOLATION LEVEL {_ISOLATION.name.replace('_', ' ')}"
+    return (begin, f"SET LOCAL lock_timeout = {_PATIENCE_MS}") if attempt.in_company else (begin,)
 
 
 # -- forks ---------------------------------------------------------------------------------------------

@@ -38,10 +38,12 @@ BEGIN
     IF admit_tagged(p_seqs, p_now) THEN
         RETURN;
     END IF;
-    -- A parent that is about to be settled without the gate is waited for; once it is marked, its end needs the gate.
-    UPDATE job SET flags = flags | 1 WHERE flags & 1 = 0 AND seq = ANY (ARRAY(
+    -- A parent that is about to be settled without the gate is waited for; once it is marked, its end needs the gate. One
+    -- that runs is marked anew: a user's transaction that sees no later moment than its beginning cannot end it then.
+    UPDATE job SET flags = flags | 1 WHERE (flags & 1 = 0 OR state + 0 = 4) AND seq = ANY (ARRAY(
         SELECT f.seq FROM job f
-        WHERE f.flags & 1 = 0 AND f.id IN (SELECT p.parent FROM parent p WHERE p.child = ANY (p_seqs))
+        WHERE (f.flags & 1 = 0 OR f.state + 0 = 4)
+            AND f.id IN (SELECT p.parent FROM parent p WHERE p.child = ANY (p_seqs))
         ORDER BY f.seq FOR UPDATE
     ));
     FOR j IN

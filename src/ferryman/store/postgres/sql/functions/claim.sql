@@ -236,8 +236,11 @@ END $$;
 CREATE OR REPLACE FUNCTION move_on(p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     at_once constant integer := 1000;
+    in_sight constant integer := 5000;
     is_due boolean;
     is_more boolean;
+    last_moment bigint;
+    last_seq bigint;
     j record;
     late bigint[];
 BEGIN
@@ -250,10 +253,17 @@ BEGIN
         RETURN;
     END IF;
     IF is_due THEN
+        -- Whoever looks for the plain ones passes the others, and the other way round: so not at all of a million.
+        SELECT d.run_at, d.seq INTO last_moment, last_seq FROM job d WHERE d.state = 1 AND d.run_at <= p_now
+        ORDER BY d.run_at, d.seq OFFSET in_sight LIMIT 1;
+        IF NOT found THEN
+            last_moment := p_now;
+            last_seq := 9223372036854775807;
+        END IF;
         WITH due AS (
             UPDATE job SET state = 2, tag = 0 WHERE ctid = ANY (ARRAY(
                 SELECT d.ctid FROM job d
-                WHERE d.state = 1 AND d.run_at <= p_now AND d.key IS NULL
+                WHERE d.state = 1 AND (d.run_at, d.seq) <= (last_moment, last_seq) AND d.key IS NULL
                     AND NOT EXISTS (SELECT 1 FROM queue q WHERE q.name = d.queue AND q.fair)
                 ORDER BY d.run_at, d.seq LIMIT at_once FOR UPDATE OF d SKIP LOCKED
             )) RETURNING queue, priority
@@ -270,7 +280,7 @@ BEGIN
     PERFORM admit_left(at_once, p_now);
     FOR j IN
         SELECT d.seq, d.run_at FROM job d
-        WHERE d.state = 1 AND d.run_at <= p_now
+        WHERE d.state = 1 AND (d.run_at, d.seq) <= (last_moment, last_seq)
             AND (d.key IS NOT NULL OR EXISTS (SELECT 1 FROM queue q WHERE q.name = d.queue AND q.fair))
         ORDER BY d.run_at, d.seq LIMIT at_once FOR UPDATE OF d SKIP LOCKED
     LOOP
@@ -280,9 +290,18 @@ BEGIN
         SELECT d.seq FROM job d WHERE d.deadline IS NOT NULL AND d.deadline <= p_now AND d.state < 4
         ORDER BY d.deadline LIMIT at_once FOR UPDATE SKIP LOCKED
     );
+    -- One after the other, where the end of one may reach the next: its child, or one that is parked behind it.
+    FOR j IN
+        SELECT d.seq FROM unnest(late) x(seq) JOIN job d ON d.seq = x.seq
+        WHERE d.state + 0 = 0 OR concerns_others(d.flags, d.key) ORDER BY d.deadline, d.seq
+    LOOP
+        IF end_pending(j.seq, 8::smallint, NULL, p_now) THEN
+            PERFORM let_go(ARRAY[j.seq], p_now);
+        END IF;
+    END LOOP;
     IF late <> '{}' THEN
         WITH old AS MATERIALIZED (
-            SELECT seq, state FROM job WHERE seq = ANY (late)
+            SELECT seq, state FROM job WHERE seq = ANY (late) AND state + 0 < 4
         ), expired AS (
             UPDATE job l SET state = 8, finished_at = p_now FROM old WHERE l.seq = old.seq
             RETURNING l.queue, l.priority, old.state
@@ -290,6 +309,5 @@ BEGIN
         INSERT INTO lane_news (queue, priority, state, n)
         SELECT x.queue, x.priority, s.state, sum(s.sign) FROM expired x
         CROSS JOIN LATERAL (VALUES (x.state, -1), (8::smallint, 1)) s(state, sign) GROUP BY x.queue, x.priority, s.state;
-        PERFORM let_go(late, p_now);
     END IF;
 END $$;

@@ -5,6 +5,8 @@
 --   cancel_pending(p_seq bigint, p_reason text, p_now bigint) -> boolean
 --                          Locks the job and writes down that it is CANCELLED, if it still is pending (else: false),
 --                          and counts that. The caller passes its seq to let_go.
+--   end_pending(p_seq bigint, p_state smallint, p_reason text, p_now bigint) -> boolean
+--                          The same for another finished state.
 --   let_go(p_seqs bigint[], p_now bigint)
 --                          Gives back what jobs held that have just reached a finished state (written and counted
 --                          already, flags untouched), and tells their children, and theirs, in this order.
@@ -17,6 +19,12 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT p_key IS NOT NULL OR p_flags &
 
 CREATE OR REPLACE FUNCTION cancel_pending(p_seq bigint, p_reason text, p_now bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN end_pending(p_seq, 7::smallint, p_reason, p_now);
+END $$;
+
+CREATE OR REPLACE FUNCTION end_pending(p_seq bigint, p_state smallint, p_reason text, p_now bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
 DECLARE
     j record;
 BEGIN
@@ -24,8 +32,8 @@ BEGIN
     IF NOT found OR j.state >= 4 THEN
         RETURN false;
     END IF;
-    UPDATE job SET state = 7, finished_at = p_now, reason = coalesce(p_reason, reason) WHERE seq = p_seq;
-    PERFORM count_move(j.queue, j.priority, j.state, 7::smallint);
+    UPDATE job SET state = p_state, finished_at = p_now, reason = coalesce(p_reason, reason) WHERE seq = p_seq;
+    PERFORM count_move(j.queue, j.priority, j.state, p_state);
     RETURN true;
 END $$;
 

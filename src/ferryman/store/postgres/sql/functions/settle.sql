@@ -203,7 +203,7 @@ BEGIN
     END IF;
     IF kind_ = 6 AND error_ IS NULL THEN
         -- MessagePack of ErrorInfo("Crashed", "its executor died")
-        error_ := '\x93a743726173686564b1697473206578656375746f722064696564a0';
+        error_ := decode('93a743726173686564b1697473206578656375746f722064696564a0', 'hex');
         cause_ := 'Crashed: its executor died';
     END IF;
     PERFORM record_attempt(p_seq, j.attempt, j.lease, kind_, j.worker, started, error_, reason_, p_now);

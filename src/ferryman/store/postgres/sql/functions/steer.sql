@@ -105,13 +105,13 @@ BEGIN
         SELECT seq FROM job WHERE seq = ANY(p_seqs) AND state >= 5 AND (flags & 96 = 0 OR id = ANY(taken_))
         ORDER BY seq LIMIT p_limit FOR UPDATE SKIP LOCKED
     ) j;
-    IF seqs_ IS NULL THEN
-        RETURN none_left(p_seqs, p_limit, p_more);
-    END IF;
     IF cardinality(taken_) > 0 THEN
-        -- Keys of jobs that somebody else has deleted since they were chosen.
+        -- Keys of jobs that somebody else has deleted since they were chosen, perhaps of all.
         DELETE FROM unique_key u WHERE u.id = ANY(taken_) AND u.until IS NULL
             AND NOT EXISTS (SELECT 1 FROM job j WHERE j.id = u.id AND j.seq = ANY(seqs_));
+    END IF;
+    IF seqs_ IS NULL THEN
+        RETURN none_left(p_seqs, p_limit, p_more);
     END IF;
 
     -- They wait for nobody any more; parents that they never heard of again are done with.
@@ -307,10 +307,13 @@ BEGIN
         RETURN;
     END IF;
     PERFORM gate();
-    -- In a queue that is fair no more, those with tags shall not wait behind all that come without.
-    UPDATE job SET tag = 0 WHERE state = 2 AND tag <> 0 AND queue = ANY(ARRAY(
-        SELECT q.name FROM queue q JOIN unnest(p_names, p_fair) d(name, fair) ON q.name = d.name COLLATE "C"
-        WHERE q.fair AND NOT d.fair));
+    -- In a queue that is fair no more, those with tags shall not wait behind all that come without, nor those that run, and
+    -- may be given back.
+    UPDATE job SET tag = 0 WHERE seq = ANY(ARRAY(
+        SELECT seq FROM job WHERE (state = 2 OR state = 4) AND tag <> 0 AND queue = ANY(ARRAY(
+            SELECT q.name FROM queue q JOIN unnest(p_names, p_fair) d(name, fair) ON q.name = d.name COLLATE "C"
+            WHERE q.fair AND NOT d.fair))
+        ORDER BY seq + 0 FOR UPDATE));
     IF found THEN
         PERFORM forget_heads();
     END IF;

@@ -110,10 +110,10 @@ BEGIN
     PERFORM ring();
 END $$;
 
--- MessagePack of ferryman.job.ErrorInfo without a traceback.
+-- MessagePack of ferryman.job.ErrorInfo without a traceback. No backslashes: what these mean is a setting of the database.
 CREATE OR REPLACE FUNCTION pack_error(p_type text, p_message text) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN '\x93'::bytea || pack_text(p_type) || pack_text(p_message) || '\xa0'::bytea;
+    RETURN decode('93', 'hex') || pack_text(p_type) || pack_text(p_message) || decode('a0', 'hex');
 END $$;
 
 CREATE OR REPLACE FUNCTION pack_text(p_text text) RETURNS bytea LANGUAGE plpgsql AS $$
@@ -122,9 +122,9 @@ DECLARE
     size integer := length(raw);
 BEGIN
     RETURN CASE
-        WHEN size < 32 THEN set_byte('\x00', 0, 160 + size)
-        WHEN size < 256 THEN set_byte('\xd900', 1, size)
-        ELSE '\xda'::bytea || substr(int4send(size), 3, 2)
+        WHEN size < 32 THEN set_byte(decode('00', 'hex'), 0, 160 + size)
+        WHEN size < 256 THEN set_byte(decode('d900', 'hex'), 1, size)
+        ELSE decode('da', 'hex') || substr(int4send(size), 3, 2)
     END || raw;
 END $$;
 
@@ -154,6 +154,8 @@ DECLARE
     count_ integer;
 BEGIN
     PERFORM durable();
+    -- Orders are heard up to a number: so numbers are drawn in the order of the commits.
+    PERFORM gate();
     INSERT INTO worker_order (worker, kind, job, lease, reason)
     SELECT w.id, p_kind, p_job, (SELECT j.lease FROM job j WHERE j.id = p_job), p_reason
     FROM worker w WHERE w.gone IS NULL AND w.name = ANY (p_workers) ORDER BY w.id;

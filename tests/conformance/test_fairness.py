@@ -157,6 +157,21 @@ def test_jobs_that_wait_already_are_left_as_they_are_by_a_declaration(ferry: Fer
     assert sorted(order) == sorted([*before, after])
 
 
+def test_jobs_that_come_back_to_a_queue_that_is_fair_no_more_do_not_wait_behind_all_that_come(
+    ferry: Ferry,
+) -> None:
+    _declare(ferry)
+    jobs = ferry.add_many(2, max_attempts=3)
+    released, crashed = ferry.claim(2)
+    ferry.run(ferry.store.declare([QueueSettings(name="default")]))
+    ferry.add()
+
+    ferry.settle(released, OutcomeKind.RELEASED)
+    ferry.settle(crashed, OutcomeKind.CRASHED)
+
+    assert [claim.id for claim in ferry.claim(2)] == jobs
+
+
 def test_everything_in_a_fair_queue_is_run(ferry: Ferry) -> None:
     _declare(ferry, t1=5, t2=0.5)
     ids = [ferry.add(tenant=f"t{n % 7}", priority=n % 2) for n in range(200)]

@@ -152,6 +152,21 @@ def test_an_expired_job_lets_the_next_of_its_key_in(ferry: Ferry) -> None:
     assert [claim.id for claim in claims] == [parked]
 
 
+def test_jobs_that_are_late_at_once_expire_one_after_the_other(ferry: Ferry) -> None:
+    holder = ferry.add(key="k", ordered=True, ttl=1_000)
+    child = ferry.add(key="k", ordered=True, after=(holder,), on_parent_failure="continue")
+    late_child = ferry.add(after=(holder,), ttl=1_000)
+    parked = ferry.add(key="k", ordered=True, ttl=1_000)
+    last = ferry.add(key="k", ordered=True)
+
+    ferry.clock.advance(1.001)
+    ferry.claim(0, plan=[])
+
+    # The place of the key went to the one that was parked, and by its end to the first one of those that were left.
+    expected = [State.EXPIRED, State.READY, State.CANCELLED, State.EXPIRED, State.PARKED]
+    assert ferry.states([holder, child, late_child, parked, last]) == expected
+
+
 def test_a_deadline_holds_between_attempts_too(ferry: Ferry) -> None:
     job = ferry.add(max_attempts=5, ttl=10_000)
     ferry.finish_next(OutcomeKind.RETRY, delay=5_000)

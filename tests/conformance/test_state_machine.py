@@ -298,9 +298,13 @@ class Crossing(RuleBasedStateMachine):
     def replay(self, data: st.DataObject, limit: int) -> None:
         which, test = self._which(data)
 
-        count = self.runner.run(self.store.replay(which, limit))
+        # Whether two jobs of one unique key in one call are one or two of its limit is each store's affair.
+        counts: list[int] = []
+        while not counts or counts[-1]:
+            counts.append(self.runner.run(self.store.replay(which, limit)))
 
-        assert count == self.model.replay(test, limit, self.clock.now())
+        assert max(counts) <= limit
+        assert sum(counts) == self.model.replay(test, len(self.model.rows), self.clock.now())
 
     @rule(data=st.data(), priority=st.sampled_from([0, 1, 2]), limit=st.sampled_from([2, 50]))
     def reprioritise(self, data: st.DataObject, priority: int, limit: int) -> None:

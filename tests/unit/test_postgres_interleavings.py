@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ferryman.errors import StoreUnavailable
-from ferryman.job import Outcome, OutcomeKind, State, UniqueKey, WorkerId
+from ferryman.job import State, UniqueKey, WorkerId
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, Filter, Order, Orders, QueueSettings, Retention, Take, WorkerStatus
+from ferryman.store.port import Enqueued, Filter, Order, Orders, Retention, WorkerStatus
 from tests.services import places
 from tests.unit.postgres_scene import VERBS, Scene, Session, check
 
@@ -155,26 +155,6 @@ def test_an_order_that_takes_its_time_to_commit_is_heard_although_a_later_one_wa
     second = heartbeat(first.last)
 
     assert {*first.orders, *second.orders} == {Order("cancel", job), Order("pause")}
-
-
-def test_jobs_that_come_back_to_a_queue_that_is_fair_no_more_do_not_wait_behind_all_that_come(
-    scene: Scene,
-) -> None:
-    scene.again()
-    run, store, us, lane = scene.run, scene.store, WorkerId("us"), [Take("fair", 3, 2)]
-    released, crashed = scene.put(queue="fair", priority=3), scene.put(queue="fair", priority=3)
-    run(store.enqueue([released, crashed]))
-    one, other = run(store.claim(us, lane, 2)).jobs
-    run(store.declare([QueueSettings(name="fair")]))
-    run(store.enqueue([scene.put(queue="fair", priority=3)]))
-
-    back = [
-        Outcome(one.id, one.lease, OutcomeKind.RELEASED),
-        Outcome(other.id, other.lease, OutcomeKind.CRASHED),
-    ]
-    assert run(store.settle(us, back)) == [True, True]
-
-    assert [claim.id for claim in run(store.claim(us, lane, 2)).jobs] == [released.id, crashed.id]
 
 
 def test_an_enqueue_that_waits_for_a_unique_key_of_a_long_transaction_gives_up(

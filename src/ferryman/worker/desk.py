@@ -29,6 +29,9 @@ workers of other queues."""
 _LOOK_WHEN_BUSY = 0.2
 """Seconds between looks into the store while there is a backlog."""
 
+_STILL_DUE = 20
+"""ms after which to claim again if a job is due that was not let in: others that are at it hold it up."""
+
 _RETRY_FIRST, _RETRY_MOST = 0.1, 1.0
 """Seconds between tries while the store does not answer, more or less: a fleet shall not come back in step."""
 
@@ -111,7 +114,7 @@ class Desk:
 
     def _expect(self, due: int | None, now: int) -> None:
         self._ahead = now - time.time() * 1000
-        self._next_due = None if due is None else time.monotonic() + max(0, due - now) / 1000
+        self._next_due = None if due is None else time.monotonic() + max(_STILL_DUE, due - now) / 1000
 
     def store_time(self) -> float:
         """What the store's clock says by now, in ms, as far as can be told without asking: the machines of a fleet

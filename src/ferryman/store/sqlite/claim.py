@@ -11,7 +11,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query, Sync
 from ferryman.job import Claim, JobId, State, WorkerId
 from ferryman.store.port import Claimed, LaneState, Signs, Take
-from ferryman.store.sqlite.finish import Finished, let_go
+from ferryman.store.sqlite.finish import Finished, concerns_others, let_go
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.places import enter
 from ferryman.store.sqlite.schema import FLAG
@@ -209,12 +209,23 @@ def _expire(ledger: Ledger) -> Requests[None]:
 
 
 def _write_expired(ledger: Ledger, rows: Sequence[Any]) -> Requests[None]:
+    alone: list[int] = []
+    for seq, id_, lane, state, flags, key in rows:
+        if state == State.WAITING or concerns_others(flags, key):
+            yield from _expire_one(ledger, seq, id_, lane, key)
+        else:
+            alone.append(seq)
+            ledger.move(lane, state, State.EXPIRED)
     yield Query(
         "UPDATE ferryman_job SET state = 8, finished_at = ? WHERE seq IN (SELECT value FROM json_each(?))",
-        (ledger.now, seqs_param([row[0] for row in rows])),
+        (ledger.now, seqs_param(alone)),
     )
-    for _, _, lane, state, _, _ in rows:
+
+
+def _expire_one(ledger: Ledger, seq: int, id_: bytes, lane: int, key: str | None) -> Requests[None]:
+    """The end of one that was late before it may have reached it: its parent's, or that of one it is parked behind."""
+    now = yield Query("SELECT state, flags FROM ferryman_job WHERE seq = ? AND state < 4", (seq,))
+    for state, flags in now:
+        yield Query("UPDATE ferryman_job SET state = 8, finished_at = ? WHERE seq = ?", (ledger.now, seq))
         ledger.move(lane, state, State.EXPIRED)
-    yield from let_go(
-        ledger, [Finished(seq, id_, flags, key, succeeded=False) for seq, id_, _, _, flags, key in rows]
-    )
+        yield from let_go(ledger, [Finished(seq, id_, flags, key, succeeded=False)])

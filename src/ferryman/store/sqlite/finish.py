@@ -13,7 +13,7 @@ from ferryman.store.sqlite.ledger import Ledger
 from ferryman.store.sqlite.places import enter, free_place, leave_key
 from ferryman.store.sqlite.schema import FLAG
 
-__all__ = ["Finished", "cancel_pending", "let_go"]
+__all__ = ["Finished", "cancel_pending", "concerns_others", "let_go"]
 
 _CONCERNS_OTHERS = FLAG.UNIQUE | FLAG.UNIQUE_START | FLAG.CHILDREN
 
@@ -28,9 +28,14 @@ class Finished(NamedTuple):
     succeeded: bool
 
 
+def concerns_others(flags: int, key: str | None) -> bool:
+    """Whether the end of a job with these can change another."""
+    return key is not None or flags & _CONCERNS_OTHERS != 0
+
+
 def let_go(ledger: Ledger, jobs: Sequence[Finished]) -> Requests[None]:
     """Give back what finished jobs held, and tell their children, and theirs."""
-    todo = deque(job for job in jobs if job.flags & _CONCERNS_OTHERS or job.key is not None)
+    todo = deque(job for job in jobs if concerns_others(job.flags, job.key))
     while todo:
         job = todo.popleft()
         if job.key is not None:

@@ -23,12 +23,14 @@ _PENDING = tuple(sorted(PENDING))
 
 
 def declare(queues: Sequence[QueueSettings]) -> Requests[None]:
-    # In a queue that is fair no more, those with tags shall not wait behind all that come without.
-    yield Query(
-        "UPDATE ferryman_job SET tag = 0 WHERE state = 2 AND lane IN (SELECT l.id FROM ferryman_lane l"
-        " JOIN ferryman_queue q ON q.name = l.queue WHERE q.fair AND q.name IN (SELECT value FROM json_each(?)))",
-        (json.dumps([queue.name for queue in queues if not queue.fair]),),
-    )
+    # In a queue that is fair no more, those with tags shall not wait behind all that come without, nor those that run,
+    # and may be given back.
+    for state in (2, 4):
+        yield Query(
+            f"UPDATE ferryman_job SET tag = 0 WHERE state = {state} AND lane IN (SELECT l.id FROM ferryman_lane l"  # noqa: S608
+            " JOIN ferryman_queue q ON q.name = l.queue WHERE q.fair AND q.name IN (SELECT value FROM json_each(?)))",
+            (json.dumps([queue.name for queue in queues if not queue.fair]),),
+        )
     yield Many(
         "INSERT INTO ferryman_queue (name, fair, weights, max_size, overflow) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET fair = excluded.fair, weights = excluded.weights, max_size = excluded.max_size,"

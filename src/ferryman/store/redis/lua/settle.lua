@@ -64,9 +64,13 @@ local function succeed(card, outcome)
     finish.finish(card, SUCCEEDED, nil)
 end
 
--- As if it had not been claimed: same tag, same moment, and it still has the place of its key.
+-- As if it had not been claimed: same tag, same moment, and it still has the place of its key. In a queue that is fair
+-- no more, it shall not wait behind all that come without a tag.
 local function back_to_its_place(card)
     card.state = READY
+    if not book.settings(card.lane.queue).fair then
+        card.tag = 0
+    end
     return READY
 end
 

@@ -36,7 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ferryman import Context, Ferryman, State
-from ferryman.store.port import Filter, WorkerRecord
+from ferryman.store.records import Filter, WorkerRecord
 
 # The workers import this file as well, and are told which folder it is.
 FOLDER = Path(os.environ.get("POOL_FOLDER") or tempfile.mkdtemp(prefix="ferryman-example-"))

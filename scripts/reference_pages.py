@@ -21,8 +21,8 @@ from ferryman import config
 from ferryman.cli.root import EXIT_CODES, root
 from ferryman.job import TRANSITIONS, State
 from ferryman.store.memory.store import MemoryStore
-from ferryman.store.port import Capabilities
 from ferryman.store.postgres.store import PostgresStore
+from ferryman.store.records import Capabilities
 from ferryman.store.redis.store import RedisStore
 from ferryman.store.sqlite.store import SqliteStore
 

@@ -22,7 +22,7 @@ from ferryman.handle import JobHandle
 from ferryman.job import Cancel, Fail, RetryIn, Snooze, State
 from ferryman.options import Unique
 from ferryman.policy.retry import Retry
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from ferryman.task import Call, Task
 
 __all__ = [

@@ -28,7 +28,8 @@ from ferryman.once import Once, OnceKey, Window
 from ferryman.options import Options, new_job_template
 from ferryman.payload import Payloads
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, Filter, Guest, LaneCounts, QueueRecord, QueueSettings, Store
+from ferryman.store.port import Guest, Store
+from ferryman.store.records import Enqueued, Filter, LaneCounts, QueueRecord, QueueSettings
 from ferryman.task import Call, Task, TaskOptions
 
 __all__ = ["App", "TaskDecorator"]
@@ -132,7 +133,7 @@ class App:
         max_size: int | None = None,
         overflow: _Overflow = "reject",
     ) -> QueueSettings:
-        """Say how a queue behaves; see `ferryman.store.port.QueueSettings`."""
+        """Say how a queue behaves; see `ferryman.store.records.QueueSettings`."""
         if max_size is not None and max_size < 1:
             raise ConfigError(f"queue {name!r}: max_size must be at least 1")
         if overflow not in get_args(_Overflow):

@@ -13,7 +13,7 @@ from ferryman.errors import ConfigError, JobDied, LeaseLost, PayloadError
 from ferryman.io.operation import Inside, Procedure, inside
 from ferryman.job import Claim, JobId, Outcome, OutcomeKind, Signal, State
 from ferryman.payload import is_reference
-from ferryman.store.port import JobNote, ParentResult
+from ferryman.store.records import JobNote, ParentResult
 
 if TYPE_CHECKING:
     from ferryman.app import App

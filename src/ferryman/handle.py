@@ -21,7 +21,7 @@ from ferryman.errors import (
 from ferryman.io.operation import Procedure, Wait
 from ferryman.job import FINISHED, Job, JobId, State
 from ferryman.payload import is_reference
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 if TYPE_CHECKING:
     from ferryman.app import App

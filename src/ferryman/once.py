@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
 from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
-from ferryman.store.port import Entry
+from ferryman.store.records import Entry
 
 if TYPE_CHECKING:
     from ferryman.app import App

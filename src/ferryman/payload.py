@@ -22,7 +22,8 @@ from ferryman.config import BlobSettings
 from ferryman.errors import PayloadError
 from ferryman.io.operation import Aside, Procedure
 from ferryman.job import Job, JobId, NewJob
-from ferryman.store.port import Coordination, Entry, Store
+from ferryman.store.port import Coordination, Store
+from ferryman.store.records import Entry
 
 __all__ = ["SHARDS", "SPARE_MS", "Payloads", "Reference", "is_reference", "read_reference", "sweep"]
 

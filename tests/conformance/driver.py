@@ -24,13 +24,13 @@ from ferryman.job import (
     WorkerId,
     new_id,
 )
-from ferryman.store.port import (
+from ferryman.store.port import Store
+from ferryman.store.records import (
     Claimed,
     Enqueued,
     Filter,
     Order,
     ParentResult,
-    Store,
     Take,
     WorkerInfo,
     WorkerStatus,

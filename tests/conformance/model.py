@@ -22,7 +22,7 @@ from ferryman.job import (
     State,
     WorkerId,
 )
-from ferryman.store.port import Take
+from ferryman.store.records import Take
 
 
 @dataclass

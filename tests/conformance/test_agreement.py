@@ -29,7 +29,8 @@ from ferryman.job import (
     UniqueKey,
     WorkerId,
 )
-from ferryman.store.port import Filter, JobNote, QueueSettings, Retention, Store, Take, WorkerStatus
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, JobNote, QueueSettings, Retention, Take, WorkerStatus
 
 from .driver import ALL, LEASE, worker_info
 from .stores import STORES, Candidate

@@ -15,7 +15,8 @@ from ferryman.job import JobId, State, new_id
 from ferryman.moving.backup import Restored, Saved, backup, restore
 from ferryman.moving.chest import FORMAT, ChestReader
 from ferryman.payload import Payloads, is_reference
-from ferryman.store.port import QueueSettings, Store
+from ferryman.store.port import Store
+from ferryman.store.records import QueueSettings
 
 from .driver import Ferry, check_counts, new_job
 from .stores import STORES, Candidate

@@ -6,7 +6,7 @@ import pytest
 
 from ferryman.errors import QueueFull
 from ferryman.job import OutcomeKind, State, UniqueKey
-from ferryman.store.port import Filter, QueueSettings
+from ferryman.store.records import Filter, QueueSettings
 
 from .driver import ALL, Ferry, new_job
 

@@ -23,7 +23,8 @@ from ferryman.job import (
     new_id,
 )
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import Filter, JobNote, QueueSettings, Store
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, JobNote, QueueSettings
 
 from .driver import ALL, BOOM, W2, Ferry, check_counts, new_job
 from .stores import STORES, Candidate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ferryman.store.port import Entry
+from ferryman.store.records import Entry
 
 from .driver import Ferry
 

@@ -12,15 +12,7 @@ import pytest
 from ferryman.io.operation import Operation, Requests
 from ferryman.job import Claim, JobId, Outcome, OutcomeKind, UniqueKey, WorkerId, new_id
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import (
-    Filter,
-    JobNote,
-    Order,
-    QueueSettings,
-    Retention,
-    Take,
-    WorkerStatus,
-)
+from ferryman.store.records import Filter, JobNote, Order, QueueSettings, Retention, Take, WorkerStatus
 
 from .driver import ALL, BOOM, LEASE, W1, W2, W3, Ferry, check_counts, new_job, worker_info
 

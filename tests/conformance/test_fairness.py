@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from ferryman.job import JobId, OutcomeKind
-from ferryman.store.port import QueueSettings
+from ferryman.store.records import QueueSettings
 
 from .driver import Ferry
 

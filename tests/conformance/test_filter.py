@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ferryman.job import JobId, OutcomeKind, State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 from .driver import ALL, BOOM, Ferry, new_job
 

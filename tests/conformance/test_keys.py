@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import Outcome, OutcomeKind, State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 from .driver import ALL, BOOM, LEASE, W1, W2, Ferry
 

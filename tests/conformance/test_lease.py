@@ -6,7 +6,7 @@ import pytest
 
 from ferryman.errors import WorkerGone
 from ferryman.job import Job, Outcome, OutcomeKind, State, WorkerId
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 
 from .driver import BOOM, LEASE, W1, W2, Ferry
 

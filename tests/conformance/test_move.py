@@ -16,7 +16,8 @@ from ferryman.moving import mover
 from ferryman.moving.mover import MOVED, Moved, Mover, Watch
 from ferryman.moving.record import LOCK, Record, read_record, write_record
 from ferryman.payload import Payloads, read_reference
-from ferryman.store.port import Filter, QueueSettings, Store, Take
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, QueueSettings, Take
 
 from .driver import ALL, LEASE, W1, Ferry, check_counts, new_job, worker_info
 from .stores import STORES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ferryman.job import OutcomeKind, State
-from ferryman.store.port import LaneState, Take
+from ferryman.store.records import LaneState, Take
 
 from .driver import W1, W2, Ferry, new_job
 

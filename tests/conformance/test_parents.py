@@ -6,7 +6,7 @@ import pytest
 
 from ferryman.errors import UnknownParent
 from ferryman.job import ErrorInfo, JobId, OnParentFailure, OutcomeKind, State, UniqueKey, new_id
-from ferryman.store.port import Enqueued
+from ferryman.store.records import Enqueued
 
 from .driver import BOOM, LEASE, Ferry, new_job
 

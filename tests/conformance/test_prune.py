@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import JobId, OutcomeKind, State
-from ferryman.store.port import Retention
+from ferryman.store.records import Retention
 
 from .driver import ALL, W1, W2, Ferry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ferryman.job import ErrorInfo, OutcomeKind, State
 from ferryman.policy.latency import bucket_of
-from ferryman.store.port import CauseCount, Filter, LaneCounts, MinuteStats, QueueRecord, QueueSettings
+from ferryman.store.records import CauseCount, Filter, LaneCounts, MinuteStats, QueueRecord, QueueSettings
 
 from .driver import ALL, W1, W2, Ferry, check_counts, new_job
 

@@ -12,7 +12,7 @@ import pytest
 from ferryman.errors import UnknownParent
 from ferryman.io.operation import Operation, Requests
 from ferryman.job import JobId, NewJob, State, UniqueKey, WorkerId, new_id
-from ferryman.store.port import Enqueued, Filter, Take
+from ferryman.store.records import Enqueued, Filter, Take
 
 from .driver import ALL, W1, Ferry, new_job, wakes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import OutcomeKind, State
-from ferryman.store.port import Filter, Take
+from ferryman.store.records import Filter, Take
 
 from .driver import ALL, Ferry, new_job
 

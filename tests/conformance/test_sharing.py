@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 
 from ferryman.job import OutcomeKind, State, UniqueKey
-from ferryman.store.port import Enqueued, Take
+from ferryman.store.records import Enqueued, Take
 
 from .driver import W1, Ferry, new_job, wakes
 

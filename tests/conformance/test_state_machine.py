@@ -33,7 +33,7 @@ from ferryman.job import (
     UniqueKey,
     WorkerId,
 )
-from ferryman.store.port import Filter, Take, WorkerStatus
+from ferryman.store.records import Filter, Take, WorkerStatus
 
 from .driver import BOOM, counts_as_kept, counts_of_rows, may_become, worker_info
 from .model import Model, Row

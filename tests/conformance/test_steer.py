@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import RERUNS, ErrorInfo, JobId, OutcomeKind, State
-from ferryman.store.port import Filter, Order, QueueRecord, QueueSettings, Take
+from ferryman.store.records import Filter, Order, QueueRecord, QueueSettings, Take
 
 from .driver import ALL, W1, W2, Ferry, new_job
 

@@ -9,7 +9,7 @@ import pytest
 
 from ferryman.io.operation import Operation
 from ferryman.job import FINISHED, TRANSITIONS, JobId, OutcomeKind, State, WorkerId
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 from .driver import ALL, LEASE, W1, Ferry, may_become
 

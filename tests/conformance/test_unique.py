@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import OutcomeKind, State, UniqueKey
-from ferryman.store.port import Enqueued, Filter
+from ferryman.store.records import Enqueued, Filter
 
 from .driver import ALL, Ferry, new_job
 

@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ferryman.store.port import Order, Waker
+from ferryman.store.port import Waker
+from ferryman.store.records import Order
 
 from .driver import LEASE, W2, W3, Ferry, new_job, worker_info
 from .stores import Candidate

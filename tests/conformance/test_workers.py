@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ferryman.job import OutcomeKind, State, WorkerId
-from ferryman.store.port import Held, Order, Rescued, WorkerRecord, WorkerStatus
+from ferryman.store.records import Held, Order, Rescued, WorkerRecord, WorkerStatus
 
 from .driver import LEASE, W1, W2, W3, Ferry, worker_info
 

@@ -22,7 +22,8 @@ from ferryman.app import App
 from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId, State
 from ferryman.store.open import open_store
-from ferryman.store.port import Filter, Order, OrderKind, Store, WorkerRecord
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, Order, OrderKind, WorkerRecord
 from tests.conformance.driver import counts_as_kept, counts_of_rows
 from tests.conformance.stores import STORES
 

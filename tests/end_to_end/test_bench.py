@@ -28,7 +28,7 @@ from ferryman.cli.bench.servers import Server
 from ferryman.cli.bench.slices import rates
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD, make_app
 from ferryman.io.postgres.address import parse_url
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from tests.end_to_end.harness import wait_for
 from tests.services import places
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from ferryman.job import JobId, State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from tests.end_to_end.harness import ON_EVERY_SHARED_STORE, Harbour, Worker, wait_for
 
 pytestmark = ON_EVERY_SHARED_STORE

@@ -23,7 +23,7 @@ from ferryman.cli.demo.catalogue import catalogue_file
 from ferryman.cli.demo.run import Jobs, enqueue_files
 from ferryman.cli.demo.sources import find_sources, standard_library
 from ferryman.job import State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from tests.end_to_end.harness import wait_for
 
 # A test run in the background of a shell ignores ^C, and so would all that it starts.

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from ferryman.job import State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from tests.conformance.stores import STORES
 from tests.end_to_end.harness import Harbour, Worker, wait_for
 from tests.services.shared import redis_url

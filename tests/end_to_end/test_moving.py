@@ -18,7 +18,8 @@ import pytest
 
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, WorkerId, new_ids
 from ferryman.store.open import open_store
-from ferryman.store.port import Filter, Store, Take, WorkerInfo
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, Take, WorkerInfo
 from tests.services import places
 
 PROGRAM = Path(sys.executable).parent / "ferryman"

@@ -15,16 +15,8 @@ from ferryman.io.postgres import filled
 from ferryman.io.postgres.arrays import ListDumper
 from ferryman.job import ErrorInfo, JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
 from ferryman.store.open import open_store
-from ferryman.store.port import (
-    Filter,
-    JobNote,
-    QueueSettings,
-    Retention,
-    Store,
-    Take,
-    WorkerInfo,
-    WorkerStatus,
-)
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, JobNote, QueueSettings, Retention, Take, WorkerInfo, WorkerStatus
 
 __all__ = ["ALL", "PROMISES", "VERBS", "Scene", "Session", "check", "info_of"]
 

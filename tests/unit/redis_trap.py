@@ -12,7 +12,7 @@ from ferryman.errors import StoreError
 from ferryman.io.operation import Operation
 from ferryman.io.redis import Library
 from ferryman.job import ErrorInfo, JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
-from ferryman.store.port import (
+from ferryman.store.records import (
     Filter,
     JobNote,
     Order,

@@ -17,7 +17,7 @@ from ferryman.app import App
 from ferryman.codec import Codec
 from ferryman.job import Claim, JobId, Outcome, new_id
 from ferryman.options import Overrides
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 from ferryman.worker.executor import Executor
 from ferryman.worker.frames import Assignment, CancelRequest, Frame, FrameReader, Kind, Track, write_frame
 from ferryman.worker.slots import SlotTable

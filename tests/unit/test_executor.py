@@ -18,7 +18,7 @@ from ferryman.codec import Codec
 from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.job import Claim, Outcome, OutcomeKind, Snooze
 from ferryman.policy.retry import Retry
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 from ferryman.worker import outbox, threads
 from ferryman.worker.frames import Kind, Track, encode_batch
 from ferryman.worker.judge import Stop

@@ -11,7 +11,7 @@ import pytest
 from ferryman.config import Settings
 from ferryman.job import ErrorInfo, JobId, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry
-from ferryman.store.port import JobNote, QueueSettings
+from ferryman.store.records import JobNote, QueueSettings
 from ferryman.worker import frames
 from ferryman.worker.frames import (
     Assignment,

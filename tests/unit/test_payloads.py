@@ -21,7 +21,7 @@ from ferryman.errors import BlobError, ConfigError, JobDied, PayloadError
 from ferryman.io.operation import perform
 from ferryman.job import State
 from ferryman.payload import SHARDS, SPARE_MS, read_reference, sweep
-from ferryman.store.port import Filter, Retention
+from ferryman.store.records import Filter, Retention
 from tests.services.s3 import s3_server
 
 LARGE = 200_000

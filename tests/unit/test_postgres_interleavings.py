@@ -13,7 +13,7 @@ import pytest
 from ferryman.errors import StoreUnavailable
 from ferryman.job import State, UniqueKey, WorkerId
 from ferryman.store.open import open_store
-from ferryman.store.port import Enqueued, Filter, Order, Orders, Retention, WorkerStatus
+from ferryman.store.records import Enqueued, Filter, Order, Orders, Retention, WorkerStatus
 from tests.services import places
 from tests.unit.postgres_scene import VERBS, Scene, Session, check
 

@@ -17,13 +17,13 @@ from ferryman.io.operation import Operation
 from ferryman.io.postgres import filled
 from ferryman.job import Claim, JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
 from ferryman.store.open import open_store
-from ferryman.store.port import (
+from ferryman.store.port import Store
+from ferryman.store.records import (
     Filter,
     JobNote,
     Order,
     QueueSettings,
     Retention,
-    Store,
     Take,
     WorkerInfo,
     WorkerStatus,

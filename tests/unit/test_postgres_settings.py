@@ -15,7 +15,8 @@ from ferryman.clock import ManualClock
 from ferryman.errors import StoreUnavailable, WorkerGone
 from ferryman.job import JobId, Outcome, OutcomeKind, State
 from ferryman.store.open import open_store
-from ferryman.store.port import Store, Take
+from ferryman.store.port import Store
+from ferryman.store.records import Take
 from tests.conformance.driver import W1, Ferry
 from tests.services import places
 from tests.unit.postgres_bench import until

@@ -20,7 +20,8 @@ from ferryman.errors import QueueFull, UnknownParent, WorkerGone
 from ferryman.io.operation import Operation
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
 from ferryman.store.open import open_store
-from ferryman.store.port import Filter, JobNote, QueueSettings, Retention, Store, Take, WorkerStatus
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, JobNote, QueueSettings, Retention, Take, WorkerStatus
 from tests.services.postgres import postgres_server
 from tests.services.server import Server
 from tests.unit.postgres_scene import PROMISES, info_of

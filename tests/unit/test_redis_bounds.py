@@ -10,7 +10,7 @@ import redis
 from ferryman.clock import ManualClock
 from ferryman.errors import StoreCorrupt
 from ferryman.job import NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_ids
-from ferryman.store.port import Filter, Retention, Take, WorkerInfo
+from ferryman.store.records import Filter, Retention, Take, WorkerInfo
 from ferryman.store.redis.store import RedisStore
 from tests.services.redis import redis_server
 from tests.services.server import Server

@@ -16,15 +16,8 @@ import redis
 from ferryman.clock import ManualClock
 from ferryman.io.operation import Operation
 from ferryman.job import ErrorInfo, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_ids
-from ferryman.store.port import (
-    Filter,
-    QueueSettings,
-    Retention,
-    Store,
-    Take,
-    WorkerInfo,
-    WorkerStatus,
-)
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, QueueSettings, Retention, Take, WorkerInfo, WorkerStatus
 from ferryman.store.redis.store import RedisStore
 from tests.services.redis import redis_server
 

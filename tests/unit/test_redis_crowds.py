@@ -9,7 +9,7 @@ import pytest
 
 from ferryman.errors import QueueFull, StoreError
 from ferryman.job import JobId, NewJob, UniqueKey, new_id
-from ferryman.store.port import Enqueued, Filter, QueueSettings
+from ferryman.store.records import Enqueued, Filter, QueueSettings
 from ferryman.store.redis.store import RedisStore
 from tests.services.redis import redis_server
 from tests.services.server import Server

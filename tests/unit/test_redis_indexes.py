@@ -13,7 +13,7 @@ import pytest
 from ferryman.io.operation import Operation
 from ferryman.job import FINISHED, PENDING, Outcome, OutcomeKind, State, WorkerId
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import Filter, JobNote, Order, QueueSettings, Retention, Take, WorkerStatus
+from ferryman.store.records import Filter, JobNote, Order, QueueSettings, Retention, Take, WorkerStatus
 from tests.services.redis import redis_server
 
 from .redis_trap import LEASE, Trap, info, job

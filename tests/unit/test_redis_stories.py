@@ -12,7 +12,8 @@ from ferryman.clock import ManualClock
 from ferryman.io.operation import Operation
 from ferryman.job import Claim, ErrorInfo, JobId, NewJob, Outcome, OutcomeKind, State, WorkerId
 from ferryman.store.memory.store import MemoryStore
-from ferryman.store.port import Filter, QueueSettings, Retention, Store, Take, WorkerInfo
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, QueueSettings, Retention, Take, WorkerInfo
 from ferryman.store.redis.store import RedisStore
 from tests.services.redis import redis_server
 

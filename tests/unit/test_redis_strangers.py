@@ -15,7 +15,7 @@ from ferryman.clock import ManualClock
 from ferryman.errors import StoreError, StoreUnavailable, WorkerGone
 from ferryman.io.redis import listener
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, UniqueKey, WorkerId, new_id
-from ferryman.store.port import Filter, JobNote, Order, Retention, Take, WorkerInfo, WorkerStatus
+from ferryman.store.records import Filter, JobNote, Order, Retention, Take, WorkerInfo, WorkerStatus
 from ferryman.store.redis import store as redis_store
 from ferryman.store.redis.library import LIBRARY, load_library
 from ferryman.store.redis.store import RedisStore

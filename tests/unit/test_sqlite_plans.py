@@ -14,15 +14,7 @@ from ferryman.clock import ManualClock
 from ferryman.io.operation import Operation
 from ferryman.io.sqlite import Many, Query
 from ferryman.job import NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
-from ferryman.store.port import (
-    Filter,
-    JobNote,
-    QueueSettings,
-    Retention,
-    Take,
-    WorkerInfo,
-    WorkerStatus,
-)
+from ferryman.store.records import Filter, JobNote, QueueSettings, Retention, Take, WorkerInfo, WorkerStatus
 from ferryman.store.sqlite.store import SqliteStore
 
 SCAN = re.compile(

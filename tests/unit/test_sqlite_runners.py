@@ -15,7 +15,7 @@ from ferryman import Ferryman
 from ferryman.errors import StoreError
 from ferryman.io.sqlite.turns import Turnstile
 from ferryman.job import NewJob, WorkerId, new_id
-from ferryman.store.port import WorkerInfo
+from ferryman.store.records import WorkerInfo
 from ferryman.store.sqlite.store import SqliteStore
 
 

@@ -17,7 +17,7 @@ from ferryman.clock import SystemClock
 from ferryman.errors import FerrymanError
 from ferryman.job import Job, State
 from ferryman.policy.why import span
-from ferryman.store.port import Filter, LaneCounts, WorkerRecord
+from ferryman.store.records import Filter, LaneCounts, WorkerRecord
 
 __all__ = ["Check", "examine", "file_system_of"]
 

@@ -26,7 +26,7 @@ from ferryman.cli.selection import change_selected, fetch, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
 from ferryman.errors import BadArguments, JobNotFound
 from ferryman.job import Job, State, new_id
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["dead"]
 

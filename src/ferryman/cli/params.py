@@ -12,7 +12,7 @@ import msgspec
 
 from ferryman.clock import SystemClock, millis
 from ferryman.job import State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["duration", "filter_of", "filters", "json_or_text", "moment", "state"]
 

@@ -13,7 +13,7 @@ from ferryman.cli.selection import ask, change, count
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
 from ferryman.job import PENDING, State
 from ferryman.policy.why import span
-from ferryman.store.port import Filter, LaneCounts, WorkerRecord
+from ferryman.store.records import Filter, LaneCounts, WorkerRecord
 
 __all__ = ["pause", "purge", "queues", "resume"]
 

@@ -14,7 +14,7 @@ from ferryman.cli.target import Target
 from ferryman.errors import JobNotFound
 from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["ask", "change", "change_selected", "count", "fetch", "pages", "resolve"]
 

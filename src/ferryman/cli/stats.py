@@ -14,7 +14,7 @@ from ferryman.cli.params import moment
 from ferryman.cli.target import Target, listing, pass_target
 from ferryman.policy.latency import percentile
 from ferryman.policy.why import span
-from ferryman.store.port import MinuteStats
+from ferryman.store.records import MinuteStats
 
 __all__ = ["Tally", "bar", "merge", "short", "stats"]
 

@@ -14,7 +14,7 @@ from ferryman.errors import JobNotFound
 from ferryman.job import Job, JobId, State
 from ferryman.policy.why import Facts, LaneFact, ParentFact, WorkerFact
 from ferryman.policy.why import why as decide
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["why"]
 

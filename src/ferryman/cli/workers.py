@@ -9,7 +9,7 @@ import click
 
 from ferryman.cli.output import Cell, Column, ago, json_line, number, say, stamps, table
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
-from ferryman.store.port import Order, OrderKind, WorkerRecord
+from ferryman.store.records import Order, OrderKind, WorkerRecord
 
 __all__ = ["alive", "state_of", "workers"]
 

@@ -18,7 +18,8 @@ from ferryman.moving.chest import ChestReader, ChestWriter, Header
 from ferryman.moving.outside import Outside, lies_outside
 from ferryman.moving.queues import hand_over
 from ferryman.store.cargo import MOST_BYTES, Parcel
-from ferryman.store.port import Filter, Store
+from ferryman.store.port import Store
+from ferryman.store.records import Filter
 
 __all__ = ["Restored", "Saved", "backup", "restore"]
 

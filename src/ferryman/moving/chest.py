@@ -20,7 +20,7 @@ import msgspec
 
 from ferryman.errors import StoreCorrupt, StoreUnavailable, StoreVersionError
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import QueueRecord
+from ferryman.store.records import QueueRecord
 
 __all__ = ["FORMAT", "ChestReader", "ChestWriter", "Header"]
 

@@ -24,7 +24,8 @@ from ferryman.moving.outside import Outside, lies_outside
 from ferryman.moving.queues import hand_over
 from ferryman.moving.record import LOCK, LOCK_TTL, Record, read_record, write_record
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import Filter, Store
+from ferryman.store.port import Store
+from ferryman.store.records import Filter
 from ferryman.worker.identity import is_dead_neighbour, place
 
 __all__ = ["MOVED", "Moved", "Mover", "Watch"]

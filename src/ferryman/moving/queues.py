@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ferryman.store.port import QueueSettings, Store
+from ferryman.store.port import Store
+from ferryman.store.records import QueueSettings
 
 __all__ = ["hand_over"]
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 import msgspec
 
 from ferryman.job import WorkerId
-from ferryman.store.port import Store, WorkerInfo
+from ferryman.store.port import Store
+from ferryman.store.records import WorkerInfo
 from ferryman.worker.identity import place, process_birth
 
 __all__ = ["LOCK", "LOCK_TTL", "Record", "read_record", "write_record"]

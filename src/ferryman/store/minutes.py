@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ferryman.store.port import MinuteStats
+from ferryman.store.records import MinuteStats
 
 __all__ = ["STAT", "minute_stats"]
 

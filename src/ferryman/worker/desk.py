@@ -13,7 +13,8 @@ from ferryman.errors import StoreError
 from ferryman.io.operation import Operation, Runner
 from ferryman.job import Claim, Outcome, OutcomeKind, WorkerId
 from ferryman.policy.priority import strict_plan
-from ferryman.store.port import Claimed, JobNote, Store, Take, Waker
+from ferryman.store.port import Store, Waker
+from ferryman.store.records import Claimed, JobNote, Take
 
 __all__ = ["MOST_JOBS", "Desk"]
 

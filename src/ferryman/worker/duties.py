@@ -15,7 +15,7 @@ from ferryman.config import RetentionSettings
 from ferryman.errors import StoreError, WorkerGone
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry, backoff_delay
-from ferryman.store.port import Retention, WorkerRecord
+from ferryman.store.records import Retention, WorkerRecord
 from ferryman.worker.desk import Desk
 from ferryman.worker.identity import is_dead_neighbour, place
 from ferryman.worker.member import Held, Member

@@ -17,7 +17,7 @@ from ferryman.config import Settings
 from ferryman.errors import FerrymanError
 from ferryman.job import Claim, JobId, Outcome
 from ferryman.policy.retry import Retry
-from ferryman.store.port import JobNote, QueueSettings
+from ferryman.store.records import JobNote, QueueSettings
 
 __all__ = [
     "MAX_FRAME_BYTES",

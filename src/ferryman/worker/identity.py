@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ferryman.job import WorkerId
-from ferryman.store.port import WorkerInfo
+from ferryman.store.records import WorkerInfo
 
 __all__ = ["is_dead_neighbour", "new_worker_id", "place", "process_birth"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ferryman.errors import PayloadError
 from ferryman.job import JobId, Outcome, OutcomeKind
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 from ferryman.worker.bell import Bell
 from ferryman.worker.frames import FrameError, Kind, encode_batch, encode_frame
 from ferryman.worker.judge import describe, plain_text

@@ -7,7 +7,7 @@ import socket
 from importlib.metadata import PackageNotFoundError, version
 
 from ferryman.job import WorkerId
-from ferryman.store.port import WorkerInfo
+from ferryman.store.records import WorkerInfo
 from ferryman.worker.identity import place, process_birth
 
 __all__ = ["worker_info"]

@@ -24,7 +24,8 @@ from ferryman.clock import millis
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
 from ferryman.job import MAX_DEATHS, Claim, JobId, Outcome, OutcomeKind, WorkerId
-from ferryman.store.port import Order, QueueSettings, Store, WorkerStatus
+from ferryman.store.port import Store
+from ferryman.store.records import Order, QueueSettings, WorkerStatus
 from ferryman.worker.crew import Crew
 from ferryman.worker.desk import MOST_JOBS, Desk
 from ferryman.worker.duties import Duties

@@ -16,7 +16,7 @@ from ferryman.app import App
 from ferryman.cli.root import root
 from ferryman.io.operation import Operation
 from ferryman.job import Claim, ErrorInfo, Job, JobId, NewJob, Outcome, OutcomeKind, State, WorkerId, new_id
-from ferryman.store.port import Filter, Take, WorkerInfo
+from ferryman.store.records import Filter, Take, WorkerInfo
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import pytest
 from ferryman.app import App
 from ferryman.clock import ManualClock, SystemClock
 from ferryman.job import ErrorInfo, JobId, NewJob, OutcomeKind, State, new_id
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 
 from .conftest import Quay
 

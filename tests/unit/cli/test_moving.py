@@ -10,7 +10,7 @@ import pytest
 from ferryman.app import App
 from ferryman.job import State
 from ferryman.moving import mover
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 from .conftest import Quay
 

@@ -14,7 +14,7 @@ from ferryman.cli.stats import Tally, bar, merge, short
 from ferryman.clock import ManualClock, SystemClock
 from ferryman.job import OutcomeKind
 from ferryman.policy.latency import bucket_of, percentile
-from ferryman.store.port import MinuteStats
+from ferryman.store.records import MinuteStats
 
 from .conftest import Quay
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import OutcomeKind, State
-from ferryman.store.port import WorkerStatus
+from ferryman.store.records import WorkerStatus
 
 from .conftest import Quay
 

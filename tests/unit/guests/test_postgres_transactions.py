@@ -14,7 +14,8 @@ from ferryman.clock import ManualClock
 from ferryman.errors import QueueFull
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, new_id
 from ferryman.store.open import open_store
-from ferryman.store.port import QueueSettings, Store
+from ferryman.store.port import Store
+from ferryman.store.records import QueueSettings
 from tests.conformance.driver import W1, Ferry, check_counts, new_job, worker_info
 
 from .customers import Place

@@ -20,7 +20,7 @@ from ferryman import Ferryman, State
 from ferryman.errors import ConfigError, StoreError, StoreReadOnly, StoreUnavailable, Unsupported
 from ferryman.io.operation import Procedure
 from ferryman.job import WorkerId
-from ferryman.store.port import QueueRecord
+from ferryman.store.records import QueueRecord
 from ferryman.task import Task
 from tests.conformance.driver import check_counts, worker_info
 

@@ -13,7 +13,7 @@ from ferryman.cli.bench.figures import Extent, Figure, make_figure
 from ferryman.cli.bench.ground import Ground, fresh_app
 from ferryman.cli.bench.tasks import NOOP
 from ferryman.job import Outcome, OutcomeKind, WorkerId
-from ferryman.store.port import Take
+from ferryman.store.records import Take
 from ferryman.worker.register import worker_info
 
 __all__ = ["measure_claim_growth"]

@@ -13,7 +13,7 @@ from ferryman.cli.demo.catalogue import Catalogue
 from ferryman.cli.demo.run import Jobs, Kill
 from ferryman.cli.demo.sources import is_broken
 from ferryman.job import Job, OutcomeKind, State
-from ferryman.store.port import CauseCount, Filter
+from ferryman.store.records import CauseCount, Filter
 
 __all__ = ["Account", "Aftermath", "DeadLetter", "draw_up"]
 

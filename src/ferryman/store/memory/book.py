@@ -14,7 +14,7 @@ import msgspec
 
 from ferryman.job import Attempt, JobId, NewJob, Note, State, WorkerId
 from ferryman.store.memory.line import Item, Line
-from ferryman.store.port import Order, QueueSettings, WorkerInfo, WorkerStatus
+from ferryman.store.records import Order, QueueSettings, WorkerInfo, WorkerStatus
 
 __all__ = ["Book", "Card", "Fading", "Key", "Lane", "Minute", "Queue", "Worker", "unborn"]
 

@@ -12,7 +12,7 @@ from ferryman.store.memory.book import Book, Card, Fading, unborn
 from ferryman.store.memory.filters import matching
 from ferryman.store.memory.finish import erase, finish, give_back_unique
 from ferryman.store.memory.places import enter, join_key, schedule
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["forget", "pack", "unpack"]
 

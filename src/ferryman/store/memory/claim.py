@@ -9,7 +9,7 @@ from ferryman.job import Claim, State, WorkerId
 from ferryman.store.memory.book import Book, Lane, Worker
 from ferryman.store.memory.finish import finish, give_back_unique
 from ferryman.store.memory.places import enter
-from ferryman.store.port import Claimed, LaneState, Signs, Take
+from ferryman.store.records import Claimed, LaneState, Signs, Take
 
 __all__ = ["claim", "find_worker", "peek"]
 

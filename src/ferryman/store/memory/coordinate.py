@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ferryman.store.memory.book import Book, Fading
-from ferryman.store.port import Entry
+from ferryman.store.records import Entry
 
 __all__ = ["kv_delete", "kv_get", "kv_put", "lock", "unlock"]
 

@@ -10,7 +10,7 @@ from ferryman.job import JobId, NewJob, State
 from ferryman.store.memory.book import Book, Card, Fading, Lane, Minute, unborn
 from ferryman.store.memory.finish import finish, why_cancelled
 from ferryman.store.memory.places import go_on, join_key
-from ferryman.store.port import Enqueued
+from ferryman.store.records import Enqueued
 
 __all__ = ["enqueue"]
 

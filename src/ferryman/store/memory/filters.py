@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from ferryman.job import State
 from ferryman.store.memory.book import Book, Card
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["matching"]
 

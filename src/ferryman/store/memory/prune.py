@@ -6,7 +6,7 @@ from ferryman.job import State
 from ferryman.store.memory.book import Book, Card
 from ferryman.store.memory.finish import erase
 from ferryman.store.memory.line import Item, Line
-from ferryman.store.port import Retention
+from ferryman.store.records import Retention
 
 __all__ = ["prune"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ferryman.job import FINISHED, History, Job, JobId, State
 from ferryman.store.memory.book import Book, Card
 from ferryman.store.memory.filters import matching
-from ferryman.store.port import (
+from ferryman.store.records import (
     CauseCount,
     Filter,
     LaneCounts,

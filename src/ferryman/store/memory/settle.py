@@ -9,7 +9,7 @@ from ferryman.policy.latency import bucket_of
 from ferryman.store.memory.book import Book, Card, Minute
 from ferryman.store.memory.finish import finish
 from ferryman.store.memory.places import enter, free_place, schedule
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 
 __all__ = ["annotate", "settle", "settle_leased"]
 

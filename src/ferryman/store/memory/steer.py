@@ -10,7 +10,7 @@ from ferryman.store.memory.filters import matching
 from ferryman.store.memory.finish import erase, finish, give_back_unique
 from ferryman.store.memory.places import enter, next_tag, park, rejoin_key
 from ferryman.store.memory.workers import leave_order
-from ferryman.store.port import Filter, Order, QueueSettings
+from ferryman.store.records import Filter, Order, QueueSettings
 
 __all__ = ["cancel", "declare", "delete", "edit", "pause", "replay", "reprioritise"]
 

@@ -14,14 +14,14 @@ from ferryman.store.memory import cargo, claim, coordinate, enqueue, prune, read
 from ferryman.store.memory import workers as registry
 from ferryman.store.memory.book import Book
 from ferryman.store.memory.runner import Apply, AsyncMemoryRunner, Desk, MemoryRunner, MemoryWaker
-from ferryman.store.port import (
+from ferryman.store.port import Guest, Waker
+from ferryman.store.records import (
     Capabilities,
     CauseCount,
     Claimed,
     Enqueued,
     Entry,
     Filter,
-    Guest,
     Held,
     JobNote,
     LaneCounts,
@@ -35,7 +35,6 @@ from ferryman.store.port import (
     Retention,
     Signs,
     Take,
-    Waker,
     WorkerInfo,
     WorkerRecord,
     WorkerStatus,

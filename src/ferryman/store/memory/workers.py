@@ -9,7 +9,7 @@ from ferryman.job import ErrorInfo, Outcome, OutcomeKind, State, WorkerId
 from ferryman.store.memory.book import Book, Worker
 from ferryman.store.memory.claim import find_worker
 from ferryman.store.memory.settle import settle_leased
-from ferryman.store.port import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.records import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
 
 __all__ = ["heartbeat", "holding", "leave", "leave_order", "order", "register", "rescue"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import Claim, WorkerId
-from ferryman.store.port import Claimed, LaneState, Signs, Take
+from ferryman.store.records import Claimed, LaneState, Signs, Take
 
 __all__ = ["claim", "peek"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ferryman.io.postgres.requests import Statement
 from ferryman.job import FINISHED, State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 
 __all__ = ["matching"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
-from ferryman.store.port import Retention
+from ferryman.store.records import Retention
 
 __all__ = ["prune"]
 

@@ -12,7 +12,8 @@ from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
 from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
 from ferryman.store.minutes import minute_stats
-from ferryman.store.port import (
+from ferryman.store.postgres.filters import matching
+from ferryman.store.records import (
     CauseCount,
     Filter,
     LaneCounts,
@@ -24,7 +25,6 @@ from ferryman.store.port import (
     WorkerRecord,
     WorkerStatus,
 )
-from ferryman.store.postgres.filters import matching
 
 __all__ = [
     "causes",

@@ -10,7 +10,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import Outcome, WorkerId
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 
 __all__ = ["annotate", "settle"]
 

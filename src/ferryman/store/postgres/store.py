@@ -13,14 +13,17 @@ from ferryman.io.postgres import AsyncPostgresRunner, Database, PostgresRunner, 
 from ferryman.io.postgres.lending import Lender
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import (
+from ferryman.store.port import Guest, Waker
+from ferryman.store.postgres import cargo, claim, coordinate, enqueue, prune, read, settle, steer
+from ferryman.store.postgres import workers as registry
+from ferryman.store.postgres.schema import prepare
+from ferryman.store.records import (
     Capabilities,
     CauseCount,
     Claimed,
     Enqueued,
     Entry,
     Filter,
-    Guest,
     Held,
     JobNote,
     LaneCounts,
@@ -34,14 +37,10 @@ from ferryman.store.port import (
     Retention,
     Signs,
     Take,
-    Waker,
     WorkerInfo,
     WorkerRecord,
     WorkerStatus,
 )
-from ferryman.store.postgres import cargo, claim, coordinate, enqueue, prune, read, settle, steer
-from ferryman.store.postgres import workers as registry
-from ferryman.store.postgres.schema import prepare
 
 __all__ = ["PostgresStore"]
 

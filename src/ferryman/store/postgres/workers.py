@@ -12,7 +12,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
 from ferryman.job import JobId, WorkerId
-from ferryman.store.port import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.records import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
 
 __all__ = ["heartbeat", "holding", "leave", "order", "register", "rescue"]
 

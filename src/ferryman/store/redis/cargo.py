@@ -11,7 +11,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.redis.requests import Call
 from ferryman.job import Attempt, ErrorInfo, JobId, NewJob, Note, OutcomeKind, State, UniqueKey, WorkerId
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from ferryman.store.redis.record import KIND, as_text, same_for_all
 
 __all__ = ["forget", "pack", "unpack"]

@@ -9,7 +9,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.redis import Call
 from ferryman.job import Claim, WorkerId
-from ferryman.store.port import Claimed, LaneState, Signs, Take
+from ferryman.store.records import Claimed, LaneState, Signs, Take
 
 __all__ = ["claim", "peek"]
 

@@ -11,7 +11,7 @@ from ferryman.errors import StoreError
 from ferryman.io.operation import Requests
 from ferryman.io.redis import Call
 from ferryman.job import JobId, NewJob
-from ferryman.store.port import Enqueued
+from ferryman.store.records import Enqueued
 from ferryman.store.redis.record import same_for_all
 
 __all__ = ["enqueue"]

@@ -6,7 +6,7 @@ import msgspec
 
 from ferryman.io.operation import Requests
 from ferryman.io.redis.requests import Call
-from ferryman.store.port import Retention
+from ferryman.store.records import Retention
 
 __all__ = ["prune"]
 

@@ -14,7 +14,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.redis.requests import Call
 from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
-from ferryman.store.port import (
+from ferryman.store.records import (
     CauseCount,
     Filter,
     LaneCounts,

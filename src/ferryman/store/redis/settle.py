@@ -10,7 +10,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.redis import Call
 from ferryman.job import Outcome, WorkerId
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 from ferryman.store.redis.record import as_text
 
 __all__ = ["annotate", "settle"]

@@ -13,7 +13,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.redis.requests import Call
 from ferryman.job import JobId
-from ferryman.store.port import Filter, QueueSettings
+from ferryman.store.records import Filter, QueueSettings
 
 __all__ = ["cancel", "declare", "delete", "edit", "pause", "replay", "reprioritise"]
 

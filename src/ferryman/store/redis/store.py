@@ -11,14 +11,14 @@ from ferryman.io.operation import AsyncRunner, Operation, Runner
 from ferryman.io.redis import AsyncRedisRunner, Doorbell, RedisRunner, RedisWaker, Server
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import (
+from ferryman.store.port import Guest, Waker
+from ferryman.store.records import (
     Capabilities,
     CauseCount,
     Claimed,
     Enqueued,
     Entry,
     Filter,
-    Guest,
     Held,
     JobNote,
     LaneCounts,
@@ -32,7 +32,6 @@ from ferryman.store.port import (
     Retention,
     Signs,
     Take,
-    Waker,
     WorkerInfo,
     WorkerRecord,
     WorkerStatus,

@@ -9,7 +9,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.redis import Call
 from ferryman.job import JobId, WorkerId
-from ferryman.store.port import Held, Order, OrderKind, Orders, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.records import Held, Order, OrderKind, Orders, Rescued, WorkerInfo, WorkerStatus
 
 __all__ = ["heartbeat", "holding", "leave", "order", "register", "rescue"]
 

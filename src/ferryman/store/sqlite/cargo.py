@@ -28,7 +28,7 @@ from ferryman.job import (
     WorkerId,
 )
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param, seqs_param

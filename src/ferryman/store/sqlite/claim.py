@@ -10,7 +10,7 @@ from ferryman.errors import WorkerGone
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query, Sync
 from ferryman.job import Claim, JobId, State, WorkerId
-from ferryman.store.port import Claimed, LaneState, Signs, Take
+from ferryman.store.records import Claimed, LaneState, Signs, Take
 from ferryman.store.sqlite.finish import Finished, concerns_others, let_go
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.places import enter

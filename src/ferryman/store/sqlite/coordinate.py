@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
-from ferryman.store.port import Entry
+from ferryman.store.records import Entry
 
 __all__ = ["kv_delete", "kv_get", "kv_put", "lock", "unlock"]
 

@@ -18,7 +18,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Conflict, Many, Query
 from ferryman.job import FINISHED, JobId, NewJob, State
 from ferryman.store.minutes import STAT
-from ferryman.store.port import Enqueued
+from ferryman.store.records import Enqueued
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import join_key, next_tag, take_place

@@ -8,7 +8,7 @@ from typing import Any
 
 from ferryman.io.sqlite import Query
 from ferryman.job import State
-from ferryman.store.port import Filter
+from ferryman.store.records import Filter
 from ferryman.store.sqlite.ledger import ids_param
 
 __all__ = ["matching"]

@@ -7,7 +7,7 @@ from typing import Any
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
-from ferryman.store.port import Retention
+from ferryman.store.records import Retention
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.schema import FLAG
 from ferryman.store.sqlite.steer import erase

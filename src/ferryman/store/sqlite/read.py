@@ -12,7 +12,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
 from ferryman.store.minutes import minute_stats
-from ferryman.store.port import (
+from ferryman.store.records import (
     CauseCount,
     Filter,
     LaneCounts,

@@ -175,7 +175,7 @@ CREATE TABLE ferryman_tenant (
 CREATE TABLE ferryman_worker (
     id INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used again: history names workers that are long gone
     name TEXT NOT NULL UNIQUE,              -- ferryman.job.WorkerId
-    info BLOB NOT NULL,                     -- MessagePack of ferryman.store.port.WorkerInfo
+    info BLOB NOT NULL,                     -- MessagePack of ferryman.store.records.WorkerInfo
     status BLOB NOT NULL,
     queues TEXT,                            -- JSON array; NULL: all
     bell TEXT,

@@ -13,7 +13,7 @@ from ferryman.io.sqlite import Many, Query
 from ferryman.job import MAX_DEATHS, RERUNS, ErrorInfo, Outcome, OutcomeKind, State, WorkerId
 from ferryman.policy.latency import bucket_of
 from ferryman.store.minutes import STAT
-from ferryman.store.port import JobNote
+from ferryman.store.records import JobNote
 from ferryman.store.sqlite.finish import Finished, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import enter, free_place

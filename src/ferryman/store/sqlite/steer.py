@@ -9,7 +9,7 @@ from typing import Any
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query
 from ferryman.job import FINISHED, PENDING, JobId, State
-from ferryman.store.port import Filter, Order, QueueSettings
+from ferryman.store.records import Filter, Order, QueueSettings
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, seqs_param

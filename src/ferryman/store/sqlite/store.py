@@ -13,14 +13,14 @@ from ferryman.io.sqlite import AsyncSqliteRunner, Database, SqliteRunner, Sqlite
 from ferryman.io.sqlite.lending import Lender
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
 from ferryman.store.cargo import Parcel
-from ferryman.store.port import (
+from ferryman.store.port import Guest, Waker
+from ferryman.store.records import (
     Capabilities,
     CauseCount,
     Claimed,
     Enqueued,
     Entry,
     Filter,
-    Guest,
     Held,
     JobNote,
     LaneCounts,
@@ -34,7 +34,6 @@ from ferryman.store.port import (
     Retention,
     Signs,
     Take,
-    Waker,
     WorkerInfo,
     WorkerRecord,
     WorkerStatus,

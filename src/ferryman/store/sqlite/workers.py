@@ -14,7 +14,7 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query
 from ferryman.job import ErrorInfo, JobId, Outcome, OutcomeKind, State, WorkerId
-from ferryman.store.port import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
+from ferryman.store.records import Held, Order, Orders, Rescued, WorkerInfo, WorkerStatus
 from ferryman.store.sqlite.claim import find_worker
 from ferryman.store.sqlite.ledger import Ledger
 from ferryman.store.sqlite.settle import Leased, settle_leased

@@ -167,7 +167,7 @@ CREATE TABLE stat_news (
 CREATE TABLE worker (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,    -- history names workers that are long gone
     name text COLLATE "C" NOT NULL UNIQUE,      -- ferryman.job.WorkerId
-    info bytea NOT NULL,                        -- MessagePack of ferryman.store.port.WorkerInfo
+    info bytea NOT NULL,                        -- MessagePack of ferryman.store.records.WorkerInfo
     status bytea NOT NULL,
     queues text[],                              -- NULL: all
     listens boolean NOT NULL DEFAULT true,      -- wants to be notified

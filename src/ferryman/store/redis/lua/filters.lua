@@ -1,6 +1,6 @@
 -- From a filter to cards, by arrival, however many jobs there are.
 --
--- A filter is the table of a `ferryman.store.port.Filter`: ids, queues, states, tasks, tags, causes (arrays; empty:
+-- A filter is the table of a `ferryman.store.records.Filter`: ids, queues, states, tasks, tags, causes (arrays; empty:
 -- all will do), since, until (nil: none). Its cards are found by a walk along the narrowest lines that hold all jobs
 -- that may match: those of the ids; or of the tags; or of the states, which for ready jobs are the lanes of the
 -- queues; or `all`. Lines that are not in the order of arrival (by time, or by fairness) are read whole if they are

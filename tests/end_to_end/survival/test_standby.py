@@ -133,6 +133,7 @@ def test_a_job_whose_claim_or_end_the_standby_never_heard_of_runs_again_and_coun
     wait_for(harbour.settled(succeeded=4, running=4), what="some have ended, others run")
 
     pair.primary.kill()
+    wait_for(lambda: AWAY in worker.log, what="the worker says so")
     pair.standby.start()
     promote(pair.standby)
     wait_for(lambda: set(harbour.tally("start").values()) == {2}, what="all have begun again")

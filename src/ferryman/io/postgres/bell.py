@@ -160,8 +160,9 @@ def _listen(address: Address, hook: _Hook) -> None:
             hook.hang(connection)
             hook.stay()
         except (psycopg.Error, StoreError) as error:
-            if said != str(error):
-                said = str(error)
+            story = str(error).partition("\n")[0]
+            if said != story:
+                said = story
                 log.warning("no bell for now, so the store is looked at instead: %s", said)
             hook.stirred.wait(delay)
             delay = min(delay * 2, _RETRY_MOST)

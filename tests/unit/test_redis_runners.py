@@ -6,7 +6,6 @@ import asyncio
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -155,28 +154,19 @@ def test_each_of_many_threads_gets_its_own_answers(trial: Trial) -> None:
     assert sorted(answer for answer in answers if answer) == list(range(1, len(answers) + 1))
 
 
-def test_a_thousand_coroutines_at_once_are_five_times_as_fast_as_one_after_another(trial: Trial) -> None:
-    """With a server that syncs each write, as the tests' servers do: what goes out together is synced together."""
-
-    async def live() -> tuple[float, float]:
+def test_calls_of_a_thousand_coroutines_at_once_go_out_together(trial: Trial) -> None:
+    async def live() -> int:
         runner = trial.async_runner()
         await runner.run(count())
-        begun = time.perf_counter()
-        for _ in range(1_000):
-            await runner.run(add())
-        middle = time.perf_counter()
+        before = fact(redis_url(), "total_reads_processed")
         await asyncio.gather(*(runner.run(add()) for _ in range(1_000)))
-        end = time.perf_counter()
+        reads = fact(redis_url(), "total_reads_processed") - before
         await runner.close()
-        return middle - begun, end - middle
+        return reads
 
-    ratios = []
-    for _ in range(3):
-        one_by_one, together = asyncio.run(live())
-        ratios.append(one_by_one / together)
-
-    assert max(ratios) >= 5
-    assert trial.run(count()) == 6_000
+    # One by one they would be a thousand. Other tests may be at the same server.
+    assert min(asyncio.run(live()) for _ in range(3)) < 200
+    assert trial.run(count()) == 3_000
 
 
 def test_coroutines_get_their_own_answers_and_refusals(trial: Trial) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import os
 import pwd
 import random
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.services.lifeline import Lifeline
 from tests.services.processes import end_family, family, signal_all
@@ -126,14 +127,27 @@ class Server:
         self._lifeline.watch(0)
 
 
+_claimed: list[IO[bytes]] = []
+"""Locked files, one for each port that this process was given: nobody else is given it while this process lives."""
+
+
 def free_port() -> int:
-    """A port of the loopback that nobody has. It is below those that outgoing connections are given, so that it is
-    still free when a server that was stopped is started again."""
+    """A port of the loopback that nobody has, and that no other test is about to take. It is below those that outgoing
+    connections are given, so that it is still free when a server that was stopped is started again."""
+    folder = Path(tempfile.gettempdir(), f"ferryman-ports-{os.geteuid()}")
+    folder.mkdir(exist_ok=True)
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+        claim = (folder / str(port)).open("wb")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+        else:
+            _claimed.append(claim)
             return port
 
 

@@ -40,6 +40,9 @@ def s3_server() -> Iterator[Server]:
             "-volume.max=5",
             "-s3",
             f"-s3.port={port}",
+            # Not wanted, and otherwise on ports that all such servers would share.
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             *(f"-{name}={value}" for name, value in ({**ports, **options}).items()),
         ]
 

@@ -12,7 +12,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
 from ferryman.job import Attempt, ErrorInfo, JobId, NewJob, Note, OutcomeKind, State, UniqueKey, WorkerId
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
-from ferryman.store.postgres.schema import FLAG
+from ferryman.store.rows import FLAG
 
 __all__ = ["forget", "pack", "unpack"]
 

@@ -11,8 +11,8 @@ import msgspec
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import JobId, NewJob
-from ferryman.store.postgres.schema import FLAG
 from ferryman.store.records import Enqueued
+from ferryman.store.rows import FLAG
 
 __all__ = ["enqueue"]
 

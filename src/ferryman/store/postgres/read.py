@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
-from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
+from ferryman.job import History, Job, JobId, Note, State
 from ferryman.store.minutes import minute_stats
 from ferryman.store.postgres.filters import matching
 from ferryman.store.records import (
@@ -21,10 +19,9 @@ from ferryman.store.records import (
     ParentResult,
     QueueRecord,
     QueueSettings,
-    WorkerInfo,
     WorkerRecord,
-    WorkerStatus,
 )
+from ferryman.store.rows import attempt_of, decode_error, job_of, workers_of
 
 __all__ = [
     "causes",
@@ -39,16 +36,12 @@ __all__ = [
     "workers",
 ]
 
-_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
-_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
-_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
-
 
 def _columns(schema: str) -> str:
     return (
         "encode(uuid_send(j.id), 'hex'), j.seq, j.task, j.queue, j.priority, j.state, j.attempt, j.max_attempts, j.deaths,"  # noqa: S608
         f" j.enqueued_at, j.run_at, j.started_at, j.finished_at, j.deadline, (SELECT name FROM {schema}.worker WHERE"
-        " id = j.worker), j.key, j.tenant, j.tags, j.reason, j.progress"
+        " id = j.worker), j.key, j.tenant, j.reason, j.progress, j.tags"
     )
 
 
@@ -107,7 +100,7 @@ def history(schema: str, job: JobId) -> Requests[History | None]:
     attempts, notes, (parents, children) = row[24:31], row[31:34], row[34:]
     return History(
         job=_job_with_body(row[:24]),
-        attempts=tuple([_attempt(attempt) for attempt in _turned(attempts)]),
+        attempts=tuple([attempt_of(attempt) for attempt in _turned(attempts)]),
         notes=tuple([Note(*note) for note in _turned(notes)]),
         parents=tuple(parents),
         children=tuple(children),
@@ -131,7 +124,7 @@ def parent_results(schema: str, job: JobId, offset: int, limit: int) -> Requests
         (NOW, job, limit, offset),
     )
     return [
-        ParentResult(id_, task, State(state), result, None if error is None else _decode_error(error))
+        ParentResult(id_, task, State(state), result, None if error is None else decode_error(error))
         for id_, task, state, result, error in rows
     ]
 
@@ -201,13 +194,7 @@ def workers(schema: str) -> Requests[list[WorkerRecord]]:
         f"SELECT info, status, registered_at, seen_at, lease_until, gone FROM {schema}.worker"  # noqa: S608
         " WHERE gone IS NULL OR gone < 3 ORDER BY id"
     )
-    return [
-        WorkerRecord(
-            info=_decode_info(info), status=_decode_status(status), registered_at=registered_at, seen_at=seen_at,
-            lease_until=lease_until, gone=None if gone is None else ("stopped" if gone == 1 else "dead"),
-        )
-        for info, status, registered_at, seen_at, lease_until, gone in rows
-    ]  # fmt: skip
+    return workers_of(rows)
 
 
 def _job_with_body(row: Sequence[Any]) -> Job:
@@ -216,21 +203,5 @@ def _job_with_body(row: Sequence[Any]) -> Job:
 
 
 def _job(row: Sequence[Any], **body: Any) -> Job:
-    (
-        id_, seq, task, queue, priority, state, attempt, max_attempts, deaths, enqueued_at, run_at, started_at,
-        finished_at, deadline, worker, key, tenant, tags, reason, progress,
-    ) = row  # fmt: skip
-    return Job(
-        id=id_, seq=seq, task=task, queue=queue, priority=priority, state=State(state), attempt=attempt,
-        max_attempts=max_attempts, deaths=deaths, enqueued_at=enqueued_at, run_at=run_at, started_at=started_at,
-        finished_at=finished_at, deadline=deadline, worker=worker, key=key, tenant=tenant,
-        tags=tuple(tags or ()), reason=reason, progress=progress, **body,
-    )  # fmt: skip
-
-
-def _attempt(row: Sequence[Any]) -> Attempt:
-    number, kind, worker, started_at, finished_at, error, reason = row
-    return Attempt(
-        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker or "?"), started_at=started_at,
-        finished_at=finished_at, error=None if error is None else _decode_error(error), reason=reason,
-    )  # fmt: skip
+    id_, *rest, tags = row
+    return job_of(id_, rest, tuple(tags or ()), **body)

@@ -21,7 +21,7 @@ from ferryman.io.postgres.migrating import Act, Release, Source, acts
 from ferryman.io.postgres.migrating import migrate as migrate_schema
 from ferryman.io.postgres.migrating import prepare as prepare_schema
 
-__all__ = ["FLAG", "VERSION", "migrate", "outstanding", "prepare", "release"]
+__all__ = ["VERSION", "migrate", "outstanding", "prepare", "release"]
 
 T = TypeVar("T")
 
@@ -33,29 +33,6 @@ _OLDEST_OK = 1
 
 _OLDEST_STORE = 1
 """The oldest `VERSION` of tables and functions that this Ferryman can use."""
-
-
-class FLAG:
-    """Bits of ``job.flags``: what a job needs beyond the common path."""
-
-    CHILDREN = 1
-    """Other jobs wait, or waited, for it."""
-    CONTINUE = 2
-    HOLD = 4
-    """Its `on_parent_failure`; neither bit means ``cancel``."""
-    ORDERED = 8
-    HOLDS = 16
-    """It holds a place of its key."""
-    UNIQUE = 32
-    """It may hold a unique key that is given back when it finishes."""
-    UNIQUE_START = 64
-    """It may hold a unique key that is given back when it is claimed."""
-    CANCEL_ASKED = 128
-    """The worker that runs it has been told to cancel it."""
-    FORGOTTEN = 256
-    """Its result's time was over, and the result is gone."""
-    STAGED = 512
-    """It waits to be admitted by the next claim: its parents, key, tag or bound are still to be looked at."""
 
 
 def prepare(connection: psycopg.Connection[Any], schema: str) -> None:

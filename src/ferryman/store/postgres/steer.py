@@ -13,8 +13,8 @@ from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import FINISHED, PENDING, JobId, State
 from ferryman.store.postgres.filters import matching
-from ferryman.store.postgres.schema import FLAG
 from ferryman.store.records import Filter, QueueSettings
+from ferryman.store.rows import FLAG
 
 __all__ = ["cancel", "declare", "delete", "edit", "pause", "replay", "reprioritise"]
 

@@ -29,11 +29,11 @@ from ferryman.job import (
 )
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
 from ferryman.store.records import Filter
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param, seqs_param
 from ferryman.store.sqlite.places import enter, join_key, take_place
-from ferryman.store.sqlite.schema import FLAG
 from ferryman.store.sqlite.steer import erase
 
 __all__ = ["forget", "pack", "unpack"]

@@ -11,10 +11,10 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query, Sync
 from ferryman.job import Claim, JobId, State, WorkerId
 from ferryman.store.records import Claimed, LaneState, Signs, Take
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.finish import Finished, concerns_others, let_go
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.places import enter
-from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["claim", "peek"]
 

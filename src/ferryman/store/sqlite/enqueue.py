@@ -19,10 +19,10 @@ from ferryman.io.sqlite import Conflict, Many, Query
 from ferryman.job import FINISHED, JobId, NewJob, State
 from ferryman.store.minutes import STAT
 from ferryman.store.records import Enqueued
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import join_key, next_tag, take_place
-from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["enqueue"]
 

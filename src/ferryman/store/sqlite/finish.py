@@ -9,9 +9,9 @@ from typing import NamedTuple
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.ledger import Ledger
 from ferryman.store.sqlite.places import enter, free_place, leave_key
-from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["Finished", "cancel_pending", "concerns_others", "let_go"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.ledger import LaneInfo, Ledger
-from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["enter", "free_place", "join_key", "leave_key", "next_tag", "rejoin_key", "take_place"]
 

@@ -8,8 +8,8 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
 from ferryman.store.records import Retention
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
-from ferryman.store.sqlite.schema import FLAG
 from ferryman.store.sqlite.steer import erase
 
 __all__ = ["prune"]

@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
-from ferryman.job import Attempt, ErrorInfo, History, Job, JobId, Note, OutcomeKind, State, WorkerId
+from ferryman.job import History, Job, JobId, Note, State
 from ferryman.store.minutes import minute_stats
 from ferryman.store.records import (
     CauseCount,
@@ -20,10 +18,9 @@ from ferryman.store.records import (
     ParentResult,
     QueueRecord,
     QueueSettings,
-    WorkerInfo,
     WorkerRecord,
-    WorkerStatus,
 )
+from ferryman.store.rows import attempt_of, decode_error, job_of, workers_of
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.ledger import ids_param
 
@@ -43,12 +40,8 @@ __all__ = [
 _COLUMNS = """
 j.id, j.seq, t.name, l.queue, l.priority, j.state, j.attempt, j.max_attempts, j.deaths, j.enqueued_at, j.run_at,
 j.started_at, j.finished_at, j.deadline, (SELECT name FROM ferryman_worker WHERE id = j.worker), j.key, b.tenant,
-b.tags, b.reason, b.progress
+b.reason, b.progress, b.tags
 """
-
-_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
-_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
-_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
 
 
 def get(now: int, ids: Sequence[JobId]) -> Requests[list[Job | None]]:
@@ -98,7 +91,7 @@ def history(now: int, job: JobId) -> Requests[History | None]:
     )
     return History(
         job=record,
-        attempts=tuple(_attempt(row) for row in attempts),
+        attempts=tuple(attempt_of(row) for row in attempts),
         notes=tuple(Note(*row) for row in notes),
         parents=tuple(JobId(parent.hex()) for (parent,) in parents),
         children=tuple(JobId(child.hex()) for (child,) in children),
@@ -117,7 +110,7 @@ def parent_results(now: int, job: JobId, offset: int, limit: int) -> Requests[li
     return [
         ParentResult(
             JobId(id_.hex()), task, State(state), result,
-            _decode_error(error) if error is not None and state == State.DEAD else None,
+            decode_error(error) if error is not None and state == State.DEAD else None,
         )
         for id_, task, state, result, error in rows
     ]  # fmt: skip
@@ -182,31 +175,9 @@ def workers() -> Requests[list[WorkerRecord]]:
         "SELECT info, status, registered_at, seen_at, lease_until, gone FROM ferryman_worker"
         " WHERE gone IS NULL OR gone < 3 ORDER BY id"
     )
-    return [
-        WorkerRecord(
-            info=_decode_info(info), status=_decode_status(status), registered_at=registered_at, seen_at=seen_at,
-            lease_until=lease_until, gone=None if gone is None else ("stopped" if gone == 1 else "dead"),
-        )
-        for info, status, registered_at, seen_at, lease_until, gone in rows
-    ]  # fmt: skip
+    return workers_of(rows)
 
 
 def _job(row: Sequence[Any], **body: Any) -> Job:
-    (
-        id_, seq, task, queue, priority, state, attempt, max_attempts, deaths, enqueued_at, run_at, started_at,
-        finished_at, deadline, worker, key, tenant, tags, reason, progress,
-    ) = row  # fmt: skip
-    return Job(
-        id=JobId(id_.hex()), seq=seq, task=task, queue=queue, priority=priority, state=State(state), attempt=attempt,
-        max_attempts=max_attempts, deaths=deaths, enqueued_at=enqueued_at, run_at=run_at, started_at=started_at,
-        finished_at=finished_at, deadline=deadline, worker=worker, key=key, tenant=tenant,
-        tags=tuple(json.loads(tags)) if tags else (), reason=reason, progress=progress, **body,
-    )  # fmt: skip
-
-
-def _attempt(row: Sequence[Any]) -> Attempt:
-    number, kind, worker, started_at, finished_at, error, reason = row
-    return Attempt(
-        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker or "?"), started_at=started_at,
-        finished_at=finished_at, error=None if error is None else _decode_error(error), reason=reason,
-    )  # fmt: skip
+    id_, *rest, tags = row
+    return job_of(JobId(id_.hex()), rest, tuple(json.loads(tags)) if tags else (), **body)

@@ -14,33 +14,12 @@ import sqlite3
 
 from ferryman.errors import StoreVersionError
 
-__all__ = ["FLAG", "SCHEMA_VERSION", "make", "prepare"]
+__all__ = ["SCHEMA_VERSION", "make", "prepare"]
 
 SCHEMA_VERSION = 2
 
 _OLD_LAYOUT = 0x46455259
 """The application id of files whose tables had no prefix."""
-
-
-class FLAG:
-    """Bits of ``job.flags``: what a job needs beyond the common path."""
-
-    CHILDREN = 1
-    """Other jobs wait, or waited, for it."""
-    CONTINUE = 2
-    HOLD = 4
-    """Its `on_parent_failure`; neither bit means ``cancel``."""
-    ORDERED = 8
-    HOLDS = 16
-    """It holds a place of its key."""
-    UNIQUE = 32
-    """It may hold a unique key that is given back when it finishes."""
-    UNIQUE_START = 64
-    """It may hold a unique key that is given back when it is claimed."""
-    CANCEL_ASKED = 128
-    """The worker that runs it has been told to cancel it."""
-    FORGOTTEN = 256
-    """Its result's time was over, and the result is gone."""
 
 
 _TABLES = """

@@ -14,10 +14,10 @@ from ferryman.job import MAX_DEATHS, RERUNS, ErrorInfo, Outcome, OutcomeKind, St
 from ferryman.policy.latency import bucket_of
 from ferryman.store.minutes import STAT
 from ferryman.store.records import JobNote
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.finish import Finished, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import enter, free_place
-from ferryman.store.sqlite.schema import FLAG
 
 __all__ = ["Leased", "annotate", "settle", "settle_leased"]
 

@@ -10,11 +10,11 @@ from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Many, Query
 from ferryman.job import FINISHED, PENDING, JobId, State
 from ferryman.store.records import Filter, Order, QueueSettings
+from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.places import enter, next_tag, rejoin_key
-from ferryman.store.sqlite.schema import FLAG
 from ferryman.store.sqlite.workers import leave_orders
 
 __all__ = ["cancel", "declare", "delete", "edit", "pause", "replay", "reprioritise"]

@@ -23,7 +23,7 @@ CREATE TABLE job (
     tag double precision NOT NULL DEFAULT 0,    -- place in a fair lane
     lease integer NOT NULL DEFAULT 0,           -- claims so far: the fence
     worker integer,                             -- worker.id
-    flags integer NOT NULL DEFAULT 0,           -- FLAG of schema.py
+    flags integer NOT NULL DEFAULT 0,           -- FLAG of store/rows.py
     attempt integer NOT NULL DEFAULT 0,
     max_attempts integer NOT NULL,
     deaths smallint NOT NULL DEFAULT 0,

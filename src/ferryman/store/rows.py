@@ -1,0 +1,75 @@
+"""Rows as both SQL stores keep them, and the records that are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from ferryman.job import Attempt, ErrorInfo, Job, JobId, OutcomeKind, State, WorkerId
+from ferryman.store.records import WorkerInfo, WorkerRecord, WorkerStatus
+
+__all__ = ["FLAG", "attempt_of", "decode_error", "job_of", "workers_of"]
+
+decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
+_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
+_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
+
+
+class FLAG:
+    """Bits of a job's ``flags``: what it needs beyond the common path."""
+
+    CHILDREN = 1
+    """Other jobs wait, or waited, for it."""
+    CONTINUE = 2
+    HOLD = 4
+    """Its `on_parent_failure`; neither bit means ``cancel``."""
+    ORDERED = 8
+    HOLDS = 16
+    """It holds a place of its key."""
+    UNIQUE = 32
+    """It may hold a unique key that is given back when it finishes."""
+    UNIQUE_START = 64
+    """It may hold a unique key that is given back when it is claimed."""
+    CANCEL_ASKED = 128
+    """The worker that runs it has been told to cancel it."""
+    FORGOTTEN = 256
+    """Its result's time was over, and the result is gone."""
+    STAGED = 512
+    """It waits to be admitted by the next claim: its parents, key, tag or bound are still to be looked at. On
+    PostgreSQL alone."""
+
+
+def job_of(id: JobId, row: Sequence[Any], tags: tuple[str, ...], **body: Any) -> Job:
+    """`row` has the columns between the id and the tags, in the order of what follows; `body` is what is not listed."""
+    (
+        seq, task, queue, priority, state, attempt, max_attempts, deaths, enqueued_at, run_at, started_at,
+        finished_at, deadline, worker, key, tenant, reason, progress,
+    ) = row  # fmt: skip
+    return Job(
+        id=id, seq=seq, task=task, queue=queue, priority=priority, state=State(state), attempt=attempt,
+        max_attempts=max_attempts, deaths=deaths, enqueued_at=enqueued_at, run_at=run_at, started_at=started_at,
+        finished_at=finished_at, deadline=deadline, worker=worker, key=key, tenant=tenant, tags=tags, reason=reason,
+        progress=progress, **body,
+    )  # fmt: skip
+
+
+def attempt_of(row: Sequence[Any]) -> Attempt:
+    """Of number, kind, worker, moments of its start and end, error, reason."""
+    number, kind, worker, started_at, finished_at, error, reason = row
+    return Attempt(
+        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker or "?"), started_at=started_at,
+        finished_at=finished_at, error=None if error is None else decode_error(error), reason=reason,
+    )  # fmt: skip
+
+
+def workers_of(rows: Iterable[Sequence[Any]]) -> list[WorkerRecord]:
+    """Of info, status, registered_at, seen_at, lease_until, gone (NULL: alive, 1: stopped, else dead)."""
+    return [
+        WorkerRecord(
+            info=_decode_info(info), status=_decode_status(status), registered_at=registered_at, seen_at=seen_at,
+            lease_until=lease_until, gone=None if gone is None else ("stopped" if gone == 1 else "dead"),
+        )
+        for info, status, registered_at, seen_at, lease_until, gone in rows
+    ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferryman.job import JobId, OutcomeKind, State
-from ferryman.store.records import Retention
+from ferryman.store.records import ARRIVING, Pruned, Retention
 
 from .driver import ALL, W1, W2, Ferry
 
@@ -13,7 +13,7 @@ HOUR = 3_600_000
 
 
 def _prune(ferry: Ferry, limit: int = ALL, **retention: int) -> int:
-    return ferry.run(ferry.store.prune(Retention(**retention), limit))
+    return ferry.run(ferry.store.prune(Retention(**retention), limit)).jobs
 
 
 def _finished(ferry: Ferry, kind: OutcomeKind, count: int = 1) -> list[JobId]:
@@ -93,6 +93,27 @@ def test_a_limit_prunes_the_oldest_first(ferry: Ferry) -> None:
 
     assert (first, left) == (2, [False, False, True, True, True])
     assert rest == [2, 1, 0]
+
+
+def test_a_pruning_says_whether_there_may_be_more(ferry: Ferry) -> None:
+    _finished(ferry, OutcomeKind.SUCCEEDED, 5)
+    ferry.clock.advance(7_200)
+
+    answers = [ferry.run(ferry.store.prune(Retention(succeeded=HOUR), 2)) for _ in range(3)]
+
+    assert answers == [Pruned(2, more=True), Pruned(2, more=True), Pruned(1, more=False)]
+
+
+def test_nothing_that_has_ended_is_pruned_while_jobs_are_moved_here(ferry: Ferry) -> None:
+    (job,) = _finished(ferry, OutcomeKind.SUCCEEDED)
+    ferry.run(ferry.store.kv_put(ARRIVING, b"", expected=None, ttl=10 * HOUR))
+    ferry.clock.advance(2 * 3_600)
+
+    assert _prune(ferry, succeeded=HOUR, succeeded_count=0) == 0
+    assert ferry.has(job)
+    ferry.clock.advance(10 * 3_600)
+
+    assert _prune(ferry, succeeded=HOUR) == 1, "a move that never came to its end is not waited for"
 
 
 def test_unfinished_jobs_are_never_pruned(ferry: Ferry) -> None:

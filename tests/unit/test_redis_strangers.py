@@ -118,7 +118,7 @@ def test_the_user_of_the_documentation_may_do_all_that_a_job_needs_in_its_life(s
     run(store.rescue([W]))
     everything = Retention(succeeded_count=0, dead_count=0)
 
-    assert sum(run(store.prune(everything, 100)) for _ in range(2)) == 2
+    assert sum(run(store.prune(everything, 100)).jobs for _ in range(2)) == 2
     assert ask(server.url, "ACL", "LOG") == []
     waker.close()
     store.close()

@@ -32,6 +32,7 @@ from ferryman.store.records import (
     Order,
     Orders,
     ParentResult,
+    Pruned,
     QueueRecord,
     QueueSettings,
     Rescued,
@@ -134,10 +135,11 @@ class Work(Protocol):
         """
         ...
 
-    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+    def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         """Delete up to `limit` finished jobs, and old statistics, workers, locks and values, whose time is over
-        or that are too many, the oldest first. Jobs that an unfinished job waits for, or whose result
-        an unfinished child will want, stay. A unique key that is taken for a period outlives its job. Answers how many jobs were deleted."""
+        or that are too many, the oldest first; of values, unique keys and results of jobs that stay, at least `limit` each
+        if there are so many. Jobs that an unfinished job waits for, or whose result an unfinished child will want, stay, and
+        so do all while there is a value named `ARRIVING`. A unique key that is taken for a period outlives its job."""
         ...
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:
@@ -333,6 +335,11 @@ class Store(Work, Coordination, Steering, Reading, Moving, Protocol):
 
     def waker(self) -> Waker:
         """A new bell for a worker of this process."""
+        ...
+
+    def tidy(self) -> None:
+        """Do what the store wants done now and then outside of any transaction, if there is such a thing. Each worker
+        calls it every some seconds, from a thread that may be kept for long."""
         ...
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from ferryman.job import Claim, ErrorInfo, JobId, State, WorkerId
 
 __all__ = [
+    "ARRIVING",
     "Capabilities",
     "CauseCount",
     "Claimed",
@@ -25,6 +26,7 @@ __all__ = [
     "OrderKind",
     "Orders",
     "ParentResult",
+    "Pruned",
     "QueueRecord",
     "QueueSettings",
     "Rescued",
@@ -35,6 +37,10 @@ __all__ = [
     "WorkerRecord",
     "WorkerStatus",
 ]
+
+ARRIVING = "ferryman.arriving"
+"""The name of a value that stands in a store while jobs are moved to it. Those that end there meanwhile are proof that they
+have arrived, and parents that their children will ask for."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +234,15 @@ class Rescued(msgspec.Struct, frozen=True):
     """Jobs that will run again."""
     dead: int
     """Jobs for which it was the last attempt, or the last death."""
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What a pruning has done."""
+
+    jobs: int
+    """How many jobs were deleted."""
+    more: bool
+    """It ended at its limit: there may be more to delete."""
 
 
 class JobNote(msgspec.Struct, frozen=True, array_like=True):

@@ -35,8 +35,8 @@ _REGISTER_FIRST, _REGISTER_MOST = 0.5, 3.0
 _RECONCILE = 60.0
 """Seconds between comparisons of what the store says we run with what we run."""
 _PRUNE = 5.0
-_PRUNE_ON = 0.0
-"""Seconds until the next pruning when one has not got through."""
+_PRUNE_LATEST = 60.0
+"""Seconds for which pruning waits for a lull, while there are jobs to claim. Then it keeps pace with these."""
 _PRUNE_JOBS = 400
 _DAY = 86_400_000
 
@@ -62,13 +62,15 @@ class Duties:
         self._register_pause = _REGISTER_FIRST
         self._reconcile_at = now + _RECONCILE
         self._prune_at = now + _PRUNE * self._luck.random()
+        self._prune_latest = self._prune_at + _PRUNE_LATEST
         self._watch_at = now
         self._memory_at = now
 
     def next_at(self, *, busy: bool) -> float:
         """When the next duty is due; executors are watched only while they have jobs."""
         watch = self._watch_at if busy else math.inf
-        ask = min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, self._prune_at)
+        prune = self._prune_latest if self._desk.hungry else self._prune_at
+        ask = min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, prune)
         return min(watch, max(ask, self._desk.retry_at))
 
     def perform(self, now: float) -> None:
@@ -86,7 +88,7 @@ class Duties:
                 self._look_at_neighbours(now)
             if now >= self._reconcile_at or self._desk.doubtful:
                 self._reconcile(now)
-            if now >= self._prune_at:
+            if now >= (self._prune_latest if self._desk.hungry else self._prune_at):
                 self._prune(now)
 
     def heartbeat(self) -> None:
@@ -158,7 +160,9 @@ class Duties:
 
     def _prune(self, now: float) -> None:
         done = self._runner.run(self._store.prune(_retention(self._supervisor.retention), _PRUNE_JOBS))
-        self._prune_at = now + (_PRUNE if done < _PRUNE_JOBS else _PRUNE_ON)
+        if not done.more:
+            self._prune_at = now + _PRUNE
+            self._prune_latest = self._prune_at + _PRUNE_LATEST
 
     @contextlib.contextmanager
     def _store_may_fail(self) -> Iterator[None]:

@@ -26,6 +26,7 @@ from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
 from ferryman.job import MAX_DEATHS, Claim, JobId, Outcome, OutcomeKind, WorkerId
 from ferryman.store.port import Store
 from ferryman.store.records import Order, QueueSettings, WorkerStatus
+from ferryman.worker.chore import Chore
 from ferryman.worker.crew import Crew
 from ferryman.worker.desk import MOST_JOBS, Desk
 from ferryman.worker.duties import Duties
@@ -78,7 +79,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._desk: Desk | None = None
         self._duties: Duties | None = None
-        self._sweeper: Sweeper | None = None
+        self._chores: list[Chore] = []
         self._suspects: deque[Claim] = deque()
         self._deadline = 0.0
         self._told: deque[str] = deque()
@@ -125,8 +126,8 @@ class Supervisor:
     def _end(self) -> None:
         """Kill what still runs; what it ran goes back."""
         self.phase = Phase.KILLED
-        if self._sweeper is not None:
-            self._sweeper.stop()
+        for chore in self._chores:
+            chore.stop()
         for member in list(self.crew.members):
             self._lose(member, "its worker stopped before it was done")
         if self._desk is not None:
@@ -296,9 +297,12 @@ class Supervisor:
         self._desk = desk
         self._selector.register(desk.waker.fileno(), selectors.EVENT_READ, self._hear_bell)
         self._duties = Duties(self, desk)
+        self._chores.append(Chore("tidying the store", desk.store.tidy))
         if hello.settings.blobs.url is not None:
-            self._sweeper = Sweeper(desk.store, hello.settings.blobs.url, self.id)
-            self._sweeper.start()
+            sweeper = Sweeper(desk.store, hello.settings.blobs.url, self.id)
+            self._chores.append(Chore("sweeping large payloads", sweeper.sweep))
+        for chore in self._chores:
+            chore.start()
         served = "all queues" if self._queues is None else f"queues {', '.join(self._queues)}"
         log.info(
             "worker %s serves %s of %s with %d tasks, %d jobs at a time in %d executors",

@@ -1,13 +1,11 @@
-"""A thread that deletes large payloads whose jobs are gone. It is on its own since their place may take its time."""
+"""Deletes large payloads whose jobs are gone."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 
 from ferryman.blob.open import open_blobs
-from ferryman.errors import FerrymanError
 from ferryman.io.operation import perform
 from ferryman.job import WorkerId
 from ferryman.payload import SHARDS, sweep
@@ -17,10 +15,11 @@ __all__ = ["Sweeper"]
 
 log = logging.getLogger("ferryman.worker")
 
-_PAUSE = 10.0
-"""Seconds between two shards: so each is swept about every 43 minutes."""
+_TURN_MS = 10_000
+"""How long it is one shard's turn: so each is swept about every 43 minutes."""
 
 _LOCK = "ferryman.sweep"
+_LOCK_MS = 30_000
 
 
 class Sweeper:
@@ -30,29 +29,13 @@ class Sweeper:
         self._store = store
         self._blobs = open_blobs(url)
         self._worker = worker
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="ferryman-sweeper", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End soon; a request that is under way is not waited for."""
-        self._stop.set()
-
-    def _serve(self) -> None:
-        while not self._stop.wait(_PAUSE):
-            try:
-                self._sweep(int(time.time() * 1000))
-            except FerrymanError as error:
-                log.warning("large payloads could not be swept, will try again: %s", error)
-
-    def _sweep(self, now: int) -> None:
+    def sweep(self) -> None:
+        """Sweep the shard whose turn it is. Raises FerrymanError if the store or the payloads' place fails."""
         runner = self._store.runner()
-        if runner.run(self._store.lock(_LOCK, self._worker, int(3_000 * _PAUSE))) is None:
+        if runner.run(self._store.lock(_LOCK, self._worker, _LOCK_MS)) is None:
             return
-        shard = now // int(1_000 * _PAUSE) % SHARDS
-        deleted = perform(runner, sweep(self._store, self._blobs, now, shard))
+        now = int(time.time() * 1000)
+        deleted = perform(runner, sweep(self._store, self._blobs, now, now // _TURN_MS % SHARDS))
         if deleted:
             log.info("deleted %d large payloads that no job needs any more", deleted)

@@ -6,14 +6,16 @@ from ferryman.job import State
 from ferryman.store.memory.book import Book, Card
 from ferryman.store.memory.finish import erase
 from ferryman.store.memory.line import Item, Line
-from ferryman.store.records import Retention
+from ferryman.store.records import ARRIVING, Pruned, Retention
 
 __all__ = ["prune"]
 
 
-def prune(book: Book, now: int, retention: Retention, limit: int) -> int:
+def prune(book: Book, now: int, retention: Retention, limit: int) -> Pruned:
     _prune_small(book, now, retention)
     deleted = 0
+    if ARRIVING in book.values:
+        return Pruned(deleted, more=False)
     for line, states, age, most in (
         (book.succeeded, (State.SUCCEEDED,), retention.succeeded, retention.succeeded_count),
         (book.dead, (State.DEAD,), retention.dead, retention.dead_count),
@@ -21,7 +23,7 @@ def prune(book: Book, now: int, retention: Retention, limit: int) -> int:
     ):
         excess = _count(book, states) - most
         deleted += _prune_line(book, line, now, before=now - age, excess=excess, limit=limit - deleted)
-    return deleted
+    return Pruned(deleted, more=deleted >= limit)
 
 
 def _count(book: Book, states: tuple[State, ...]) -> int:

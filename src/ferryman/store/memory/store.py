@@ -29,6 +29,7 @@ from ferryman.store.records import (
     Order,
     Orders,
     ParentResult,
+    Pruned,
     QueueRecord,
     QueueSettings,
     Rescued,
@@ -85,6 +86,9 @@ class MemoryStore:
     def waker(self) -> Waker:
         return MemoryWaker(self._desk)
 
+    def tidy(self) -> None:
+        pass
+
     def close(self) -> None:
         self._desk.close()
 
@@ -122,7 +126,7 @@ class MemoryStore:
     def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
         return _write("rescue", registry.rescue, dead)
 
-    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+    def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return _write("prune", prune.prune, retention, limit)
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:

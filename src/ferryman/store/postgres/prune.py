@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
-from ferryman.store.records import Retention
+from ferryman.store.records import Pruned, Retention
 
 __all__ = ["prune"]
 
 
-def prune(schema: str, retention: Retention, limit: int) -> Requests[int]:
-    ((count,),) = yield Statement(
-        f"SELECT {schema}.prune(%s::bigint[], %s::bigint[], %s::bigint, %s::bigint, %s::bigint, %s::bigint)",
+def prune(schema: str, retention: Retention, limit: int) -> Requests[Pruned]:
+    ((jobs, more),) = yield Statement(
+        f"SELECT jobs, more FROM {schema}.prune("  # noqa: S608
+        "%s::bigint[], %s::bigint[], %s::bigint, %s::bigint, %s::bigint, %s::bigint)",
         (
             [retention.succeeded, retention.dead, retention.other],
             [retention.succeeded_count, retention.dead_count, retention.other_count],
@@ -21,4 +22,4 @@ def prune(schema: str, retention: Retention, limit: int) -> Requests[int]:
             NOW,
         ),
     )
-    return int(count)
+    return Pruned(jobs, more)

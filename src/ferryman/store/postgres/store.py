@@ -11,10 +11,11 @@ from ferryman.io.guests.postgres import PostgresGuest
 from ferryman.io.operation import AsyncRunner, Operation, Runner
 from ferryman.io.postgres import AsyncPostgresRunner, Database, PostgresRunner, PostgresWaker, parse_url
 from ferryman.io.postgres.lending import Lender
+from ferryman.io.postgres.vacuuming import vacuum
 from ferryman.job import History, Job, JobId, NewJob, Outcome, State, WorkerId
 from ferryman.store.cargo import Parcel
 from ferryman.store.port import Guest, Waker
-from ferryman.store.postgres import cargo, claim, coordinate, enqueue, prune, read, settle, steer
+from ferryman.store.postgres import cargo, claim, coordinate, enqueue, prune, read, settle, steer, tidy
 from ferryman.store.postgres import workers as registry
 from ferryman.store.postgres.schema import prepare
 from ferryman.store.records import (
@@ -31,6 +32,7 @@ from ferryman.store.records import (
     Order,
     Orders,
     ParentResult,
+    Pruned,
     QueueRecord,
     QueueSettings,
     Rescued,
@@ -88,6 +90,12 @@ class PostgresStore:
     def waker(self) -> Waker:
         return PostgresWaker(self._database.address)
 
+    def tidy(self) -> None:
+        if tables := self._runner.run(
+            Operation("bloated", lambda _: tidy.bloated(self._schema), writes=False)
+        ):
+            vacuum(self._database.address, tables)
+
     def close(self) -> None:
         self._lender.close()
         self._database.close()
@@ -132,7 +140,7 @@ class PostgresStore:
     def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
         return Operation("rescue", lambda _: registry.rescue(self._schema, dead))
 
-    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+    def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda _: prune.prune(self._schema, retention, limit))
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:

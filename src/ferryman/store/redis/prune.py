@@ -6,12 +6,12 @@ import msgspec
 
 from ferryman.io.operation import Requests
 from ferryman.io.redis.requests import Call
-from ferryman.store.records import Retention
+from ferryman.store.records import Pruned, Retention
 
 __all__ = ["prune"]
 
 
-def prune(retention: Retention, limit: int) -> Requests[int]:
+def prune(retention: Retention, limit: int) -> Requests[Pruned]:
     asked, start = msgspec.msgpack.encode(retention), b""
     deleted = 0
     while True:
@@ -20,4 +20,4 @@ def prune(retention: Retention, limit: int) -> Requests[int]:
         deleted += count
         # Each call looks at some hundred jobs, of which some may have to stay, and forgets some hundred small things.
         if not start or deleted >= limit:
-            return deleted
+            return Pruned(deleted, more=deleted >= limit)

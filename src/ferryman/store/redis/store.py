@@ -26,6 +26,7 @@ from ferryman.store.records import (
     Order,
     Orders,
     ParentResult,
+    Pruned,
     QueueRecord,
     QueueSettings,
     Rescued,
@@ -90,6 +91,9 @@ class RedisStore:
     def waker(self) -> Waker:
         return RedisWaker(self._server)
 
+    def tidy(self) -> None:
+        pass  # The server rewrites its log by itself.
+
     def close(self) -> None:
         self._runner.close()
 
@@ -127,7 +131,7 @@ class RedisStore:
     def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
         return Operation("rescue", lambda _: registry.rescue(dead))
 
-    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+    def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda _: prune.prune(retention, limit))
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:

@@ -7,8 +7,9 @@ from typing import Any
 from ferryman.io.operation import Requests
 from ferryman.io.sqlite import Query
 from ferryman.job import State
-from ferryman.store.records import Retention
+from ferryman.store.records import ARRIVING, Pruned, Retention
 from ferryman.store.rows import FLAG
+from ferryman.store.sqlite.coordinate import kv_get
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.steer import erase
 
@@ -23,12 +24,17 @@ WHERE state = ?1 AND state >= 5 AND max(finished_at, coalesce(result_until, 0)) 
 ORDER BY max(finished_at, coalesce(result_until, 0)) LIMIT ?3
 """  # noqa: S608
 
+# ?1 now, ?2 how many.
+_OVER = "DELETE FROM {0} WHERE key IN (SELECT key FROM {0} WHERE until <= ?1 LIMIT ?2) RETURNING until"
+
 _ANY_TIME = 1 << 62
 
 
-def prune(now: int, retention: Retention, limit: int) -> Requests[int]:
+def prune(now: int, retention: Retention, limit: int) -> Requests[Pruned]:
+    more = yield from _prune_small(now, retention, limit)
+    if (yield from kv_get(now, ARRIVING)) is not None:
+        return Pruned(0, more)
     ledger = Ledger(now)
-    yield from _prune_small(now, retention, limit)
     rows: list[Any] = []
     for states, age, most in (
         ((State.SUCCEEDED,), retention.succeeded, retention.succeeded_count),
@@ -47,7 +53,7 @@ def prune(now: int, retention: Retention, limit: int) -> Requests[int]:
                 excess -= len(fresh)
     yield from erase(ledger, rows)
     yield from ledger.close()
-    return len(rows)
+    return Pruned(len(rows), more or len(rows) >= limit)
 
 
 def _count(states: tuple[State, ...]) -> Requests[int]:
@@ -63,11 +69,12 @@ def _count(states: tuple[State, ...]) -> Requests[int]:
     return sum(counts[state] or 0 for state in states)
 
 
-def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
+def _prune_small(now: int, retention: Retention, limit: int) -> Requests[bool]:
+    """Answers whether there may be more."""
     yield Query("DELETE FROM ferryman_stat WHERE minute < ?", (now - retention.stats,))
     yield Query("DELETE FROM ferryman_lock WHERE until <= ?", (now,))
-    yield Query("DELETE FROM ferryman_kv WHERE until <= ?", (now,))
-    yield Query("DELETE FROM ferryman_unique_key WHERE until <= ?", (now,))
+    values = yield Query(_OVER.format("ferryman_kv"), (now, limit))
+    keys = yield Query(_OVER.format("ferryman_unique_key"), (now, limit))
     yield Query(
         "DELETE FROM ferryman_tenant WHERE tag <= (SELECT clock FROM ferryman_lane WHERE id = ferryman_tenant.lane)"
     )
@@ -90,3 +97,4 @@ def _prune_small(now: int, retention: Retention, limit: int) -> Requests[None]:
         "UPDATE ferryman_worker SET gone = 3, info = x'', status = x'' WHERE gone < 3 AND seen_at < ?",
         (now - retention.workers,),
     )
+    return max(len(values), len(keys), len(over)) >= limit

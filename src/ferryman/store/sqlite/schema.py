@@ -193,6 +193,7 @@ CREATE TABLE ferryman_lock (
 CREATE TABLE ferryman_kv (
     key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, until INTEGER
 ) WITHOUT ROWID;
+CREATE INDEX ferryman_kv_until ON ferryman_kv (until) WHERE until IS NOT NULL;
 CREATE TABLE ferryman_counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 

@@ -28,6 +28,7 @@ from ferryman.store.records import (
     Order,
     Orders,
     ParentResult,
+    Pruned,
     QueueRecord,
     QueueSettings,
     Rescued,
@@ -82,6 +83,9 @@ class SqliteStore:
     def waker(self) -> Waker:
         return SqliteWaker(self._database)
 
+    def tidy(self) -> None:
+        pass  # Room that was given up is used again.
+
     def close(self) -> None:
         self._database.close()
 
@@ -120,7 +124,7 @@ class SqliteStore:
     def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
         return Operation("rescue", lambda now: registry.rescue(now, dead))
 
-    def prune(self, retention: Retention, limit: int) -> Operation[int]:
+    def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda now: prune.prune(now, retention, limit))
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:

@@ -5,7 +5,7 @@
 -- Those that end with time are in `fading` too, for prune. Tokens and versions are numbers of `seq`, so they only grow.
 
 -- The number and the content of an entry whose time is not over, else nil.
-function coordinate._lasting(hash, name)
+function coordinate.lasting(hash, name)
     local entry = book.hget(hash, name)
     if not entry then return nil end
     local number, ends, content = string.match(entry, '^(%d+) (%d+) (.*)$')
@@ -34,7 +34,7 @@ end
 -- KEYS prefix. ARGV now, name, owner, ttl (ms). The lock's token, or nil if another owner holds it.
 book.verb('lock', function(args)
     local name, owner, ttl = args[1], args[2], tonumber(args[3])
-    local token, holder = coordinate._lasting('lock', name)
+    local token, holder = coordinate.lasting('lock', name)
     if token and holder ~= owner then return false end
     token = token or book.number()
     coordinate._put('lock', name, token, owner, ttl)
@@ -44,7 +44,7 @@ end, {drains = true})
 -- KEYS prefix. ARGV now, name, owner. 1 if it was the owner's, else 0.
 book.verb('unlock', function(args)
     local name, owner = args[1], args[2]
-    local token, holder = coordinate._lasting('lock', name)
+    local token, holder = coordinate.lasting('lock', name)
     if not token or holder ~= owner then return 0 end
     coordinate._forget('lock', name)
     return 1
@@ -52,7 +52,7 @@ end, {drains = true})
 
 -- KEYS prefix. ARGV now, key. The version and the value, or nil.
 book.verb('kv_get', function(args)
-    local version, value = coordinate._lasting('kv', args[1])
+    local version, value = coordinate.lasting('kv', args[1])
     return version and {version, value} or false
 end, {reads = true})
 
@@ -60,7 +60,7 @@ end, {reads = true})
 -- The new version, or nil if the comparison failed.
 book.verb('kv_put', function(args)
     local key, value, expected, ttl = args[1], args[2], tonumber(args[3]), tonumber(args[4])
-    if coordinate._lasting('kv', key) ~= expected then return false end
+    if coordinate.lasting('kv', key) ~= expected then return false end
     local version = book.number()
     coordinate._put('kv', key, version, value, ttl)
     return version
@@ -68,7 +68,7 @@ end)
 
 -- KEYS prefix. ARGV now, key. 1 if there was such a key, else 0.
 book.verb('kv_delete', function(args)
-    local version = coordinate._lasting('kv', args[1])
+    local version = coordinate.lasting('kv', args[1])
     if not version then return 0 end
     coordinate._forget('kv', args[1])
     return 1

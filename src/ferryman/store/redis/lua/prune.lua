@@ -206,7 +206,9 @@ book.verb('prune', function(args)
         lines[index] = {state = state, key = book.key(state), passed = tonumber(passed[index] or 0)}
     end
     local most = forget_small_things(retention)
-    for _, group in ipairs({{'succeeded', lines[1]}, {'dead', lines[2]}, {'other', lines[3], lines[4]}}) do
+    local groups = {{'succeeded', lines[1]}, {'dead', lines[2]}, {'other', lines[3], lines[4]}}
+    -- ferryman.store.records.ARRIVING.
+    for _, group in ipairs(coordinate.lasting('kv', 'ferryman.arriving') and {} or groups) do
         local kind = table.remove(group, 1)
         local excess = count(group) - retention[kind .. '_count']
         prune_lines(group, book.now - retention[kind], excess, walk)

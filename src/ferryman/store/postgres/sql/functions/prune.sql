@@ -1,9 +1,10 @@
 -- Prune: finished jobs whose time is over or that are too many, and the small things that age.
 
--- `p_ages` (ms) and `p_most` are for succeeded, dead, and other jobs. Answers how many jobs were deleted.
+-- `p_ages` (ms) and `p_most` are for succeeded, dead, and other jobs. Answers as ferryman.store.records.Pruned.
 CREATE OR REPLACE FUNCTION prune(
-    p_ages bigint[], p_most bigint[], p_stats bigint, p_workers bigint, p_limit bigint, p_now bigint
-) RETURNS bigint
+    p_ages bigint[], p_most bigint[], p_stats bigint, p_workers bigint, p_limit bigint, p_now bigint,
+    OUT jobs bigint, OUT more boolean
+)
 LANGUAGE plpgsql
 SET search_path = @schema@, pg_temp SET jit = off
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -18,7 +19,12 @@ BEGIN
     PERFORM fold();
     -- Finished jobs come to life again, and get children, under the gate alone: it is enough to look once.
     PERFORM gate();
-    PERFORM prune_small(now_ - p_stats, now_ - p_workers, p_limit, now_);
+    jobs := 0;
+    more := prune_small(now_ - p_stats, now_ - p_workers, p_limit, now_);
+    -- ferryman.store.records.ARRIVING.
+    IF EXISTS (SELECT 1 FROM kv WHERE key = 'ferryman.arriving' AND (until IS NULL OR until > now_)) THEN
+        RETURN;
+    END IF;
     SELECT ARRAY[sum(counts[6]) - p_most[1], sum(counts[7]) - p_most[2], sum(counts[8] + counts[9]) - p_most[3]]
     INTO excess_ FROM lane;
     seqs_ := oldest_finished(5, 5, now_ - p_ages[1], excess_[1], p_limit);
@@ -27,7 +33,8 @@ BEGIN
     IF cardinality(seqs_) > 0 THEN
         PERFORM erase(seqs_);
     END IF;
-    RETURN cardinality(seqs_);
+    jobs := cardinality(seqs_);
+    more := more OR jobs >= p_limit;
 END $$;
 
 -- Jobs of some states in the order in which they may be deleted: all that were over before a moment, and of the
@@ -56,20 +63,30 @@ BEGIN
     );
 END $$;
 
--- What somebody else has locked is in use again, or goes anyway: nobody is waited for. The gate is held.
-CREATE OR REPLACE FUNCTION prune_small(p_minute bigint, p_seen bigint, p_limit bigint, p_now bigint) RETURNS void
+-- What somebody else has locked is in use again, or goes anyway: nobody is waited for. The gate is held. Answers whether
+-- there may be more.
+CREATE OR REPLACE FUNCTION prune_small(p_minute bigint, p_seen bigint, p_limit bigint, p_now bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+    gone_ bigint;
+    most_ bigint;
 BEGIN
     DELETE FROM stat_base WHERE minute < p_minute;
     -- A minute later than they are over: see coordinate.sql.
     DELETE FROM lock WHERE name IN (SELECT name FROM lock WHERE until <= p_now - 60000 FOR UPDATE SKIP LOCKED);
     DELETE FROM kv WHERE key IN (SELECT key FROM kv WHERE until <= p_now - 60000 LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS most_ = ROW_COUNT;
     DELETE FROM unique_key WHERE key IN (
         SELECT key FROM unique_key WHERE until <= p_now LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS gone_ = ROW_COUNT;
+    most_ := greatest(most_, gone_);
     DELETE FROM tenant t USING lane_clock c WHERE c.queue = t.queue AND c.priority = t.priority AND t.tag <= c.clock;
     UPDATE job SET result = NULL, flags = flags | 256 WHERE seq IN (
         SELECT seq FROM job WHERE result_until IS NOT NULL AND flags & 256 = 0 AND result_until <= p_now
         ORDER BY result_until LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS gone_ = ROW_COUNT;
+    most_ := greatest(most_, gone_);
     -- Their names stay, since histories of jobs tell them.
     UPDATE worker SET gone = 3, info = '', status = '' WHERE gone < 3 AND seen_at < p_seen;
+    RETURN most_ >= p_limit;
 END $$;

@@ -1,0 +1,74 @@
+"""What a supervisor does by the clock does not get into the way of jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
+
+import pytest
+
+from ferryman.clock import ManualClock
+from ferryman.config import RetentionSettings, WorkerSettings
+from ferryman.job import OutcomeKind
+from ferryman.store.open import open_store
+from ferryman.worker.desk import Desk
+from ferryman.worker.duties import Duties
+from ferryman.worker.supervisor import Phase, Supervisor
+from tests.conformance.driver import W1, Ferry
+
+
+class Scene(NamedTuple):
+    ferry: Ferry
+    desk: Desk
+    duties: Duties
+    begun: float
+
+    def is_pruned_after(self, seconds: float) -> bool:
+        """Whether a job that has ended is gone when the duties of that moment were done."""
+        (job,) = self.ferry.add_many(1)
+        self.ferry.finish_next(OutcomeKind.SUCCEEDED)
+        self.duties.perform(self.begun + seconds)
+        return not self.ferry.has(job)
+
+
+def _start_none(places: int) -> NoReturn:
+    raise AssertionError(f"no executor of {places} places is wanted")
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    clock = ManualClock()
+    store = open_store("memory://", clock)
+    ferry = Ferry(store, clock, lambda: store)
+    supervisor = Supervisor(_start_none, lambda _: store, settings=WorkerSettings())
+    supervisor.id = W1
+    supervisor.retention = RetentionSettings(succeeded_count=0)
+    supervisor.phase = Phase.DRAINING  # So it starts no executors.
+    desk = Desk(store, supervisor.id)
+    yield Scene(ferry, desk, Duties(supervisor, desk), time.monotonic())
+    desk.close()
+    supervisor._end()
+    store.close()
+
+
+def test_what_has_ended_is_pruned_within_seconds_when_there_is_nothing_to_claim(scene: Scene) -> None:
+    scene.desk.hungry = False
+
+    assert scene.is_pruned_after(6)
+
+
+def test_pruning_waits_for_a_lull_while_there_are_jobs_to_claim(scene: Scene) -> None:
+    scene.desk.hungry = True
+
+    assert not scene.is_pruned_after(6)
+    assert scene.duties.next_at(busy=False) < scene.begun + 60, "other duties go on"
+    scene.desk.hungry = False
+    assert scene.is_pruned_after(6)
+
+
+def test_pruning_does_not_wait_for_ever(scene: Scene) -> None:
+    scene.desk.hungry = True
+
+    assert scene.is_pruned_after(70)
+    assert not scene.is_pruned_after(75), "it has caught up, and waits for a lull again"

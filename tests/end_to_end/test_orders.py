@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 from ferryman.job import State
@@ -77,6 +78,22 @@ def test_orders_drain_and_stop_end_a_worker(harbour: Harbour) -> None:
     assert first.process.wait(5) == second.process.wait(5) == 0
     assert harbour.counts() == {"succeeded": 4, "ready": 2}
     assert {job.attempt for job in harbour.jobs(states=(State.READY,))} == {0}
+
+
+def test_a_signal_after_an_ordered_drain_still_lets_jobs_finish(harbour: Harbour) -> None:
+    tasks = harbour.load(TASKS)
+    tasks.hold.enqueue_many([(n,) for n in range(3)])
+    worker = harbour.start_worker("--concurrency", "2", "--executors", "1")
+    wait_for(lambda: len(harbour.tally("start")) == 2)
+    worker.order("drain")
+    wait_for(lambda: worker.record.status.state == "draining", timeout=2)
+
+    worker.signal(signal.SIGTERM)
+    wait_for(lambda: worker.log.count("stopping") == 2, what="it has heard the signal")
+    harbour.touch("go")
+
+    assert worker.process.wait(5) == 0
+    assert harbour.counts() == {"succeeded": 2, "ready": 1}
 
 
 def test_a_paused_queue_gives_nothing_and_others_go_on(harbour: Harbour) -> None:

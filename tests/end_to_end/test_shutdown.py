@@ -111,6 +111,18 @@ def test_jobs_that_outlive_the_deadline_run_again_later_without_a_spent_attempt(
     assert "stopped before it was done" in (history.attempts[0].reason or "")
 
 
+def test_however_many_jobs_outlive_the_deadline_none_spends_an_attempt(harbour: Harbour) -> None:
+    tasks = harbour.load(TASKS)
+    tasks.ahold.enqueue_many([(n,) for n in range(900)])
+    worker = harbour.start_worker("--concurrency", "900", "--executors", "1", "--shutdown-timeout", "0.3")
+    wait_for(lambda: len(harbour.tally("start")) == 900)
+
+    assert worker.stop(10) == 0
+
+    assert harbour.counts() == {"scheduled": 900}
+    assert {job.attempt for job in harbour.jobs()} == {0}
+
+
 def test_a_job_that_may_run_once_and_outlives_the_deadline_is_a_dead_letter(harbour: Harbour) -> None:
     tasks = harbour.load(TASKS)
     handle = tasks.once.enqueue(1)

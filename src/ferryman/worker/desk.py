@@ -11,17 +11,18 @@ from typing import Any
 
 from ferryman.errors import StoreError
 from ferryman.io.operation import Operation, Runner
-from ferryman.job import Claim, Outcome, OutcomeKind, WorkerId
+from ferryman.job import Claim, OutcomeKind, WorkerId
 from ferryman.policy.priority import strict_plan
 from ferryman.store.port import Store, Waker
-from ferryman.store.records import Claimed, JobNote, Take
+from ferryman.store.records import Claimed, Take
+from ferryman.worker.unsaid import Sayings, Unsaid, plainly
 
 __all__ = ["MOST_JOBS", "Desk"]
 
 log = logging.getLogger("ferryman.worker")
 
 MOST_JOBS = 400
-"""Jobs claimed, and outcomes settled, in one transaction at most."""
+"""Jobs claimed in one transaction at most."""
 
 _DOUBT = 1.0
 """Seconds after a vain claim during which a ring is looked into before it is believed: it may be meant for
@@ -32,6 +33,9 @@ _LOOK_WHEN_BUSY = 0.2
 
 _STILL_DUE = 20
 """ms after which to claim again if a job is due that was not let in: others that are at it hold it up."""
+
+_LAST_WORDS = 3.0
+"""Seconds that a worker which ends takes to say the rest."""
 
 _RETRY_FIRST, _RETRY_MOST = 0.1, 1.0
 """Seconds between tries while the store does not answer, more or less: a fleet shall not come back in step."""
@@ -45,8 +49,7 @@ class Desk:
         self.runner: Runner = store.runner()
         self.waker: Waker = store.waker()
         self.worker = worker
-        self.outcomes: list[Outcome] = []
-        self.notes: list[JobNote] = []
+        self.unsaid = Unsaid()
         self.failed = 0
         """Attempts that failed."""
         self.hungry = True
@@ -63,6 +66,8 @@ class Desk:
         self._retry_delay = 0.0
         self._sent = 0
         """How many of the first outcomes have been sent before, and may have been heard, although no answer came."""
+        self._refused = False
+        """What was said last has been refused, for whatever reason."""
         self.doubtful = False
         """A claim has failed: its answer may have been lost, and jobs with it."""
 
@@ -76,7 +81,7 @@ class Desk:
         """When `turn` or `look` should be called next."""
         if now < self.retry_at:
             return self.retry_at
-        if self.outcomes or self.notes or (self.hungry and may_claim):
+        if self.unsaid or (self.hungry and may_claim):
             return now
         wake = now + self.waker.poll
         return wake if self._next_due is None else min(wake, self._next_due)
@@ -131,14 +136,14 @@ class Desk:
         """
         if time.monotonic() < self.retry_at:
             return ()
+        said = self.unsaid.next()
+        if self._refused and any(said):
+            return self._turn_one_by_one(said, room)
         operations: list[Operation[Any]] = []
-        notes = self.notes[:MOST_JOBS]
-        if notes:
-            operations.append(self.store.annotate(self.worker, notes))
-        # What a job said of itself goes ahead of its outcome, after which it would be void.
-        outcomes = self.outcomes[:MOST_JOBS] if len(notes) == len(self.notes) else []
-        if outcomes:
-            operations.append(self.store.settle(self.worker, outcomes))
+        if said.notes:
+            operations.append(self.store.annotate(self.worker, said.notes))
+        if said.outcomes:
+            operations.append(self.store.settle(self.worker, said.outcomes))
         if room:
             operations.append(self.store.claim(self.worker, self._plan(room), room))
         if not operations:
@@ -147,16 +152,75 @@ class Desk:
             answers = self.runner.run_all(operations)
         except StoreError as error:
             self.doubtful = self.doubtful or room > 0
-            self._sent = max(self._sent, len(outcomes))
+            self._sent = max(self._sent, len(said.outcomes))
+            self._refused = type(error) is StoreError
             self.fail(error)
             return ()
         self.recovered()
-        del self.notes[: len(notes)]
-        if outcomes:
-            del self.outcomes[: len(outcomes)]
-            self._hear_verdict(outcomes, answers[-2 if room else -1])
-            self._sent = max(0, self._sent - len(outcomes))
+        self._refused = False
+        self._hear_verdict(said, answers[-2 if room else -1] if said.outcomes else ())
         return self._learn(answers[-1]) if room else ()
+
+    def _turn_one_by_one(self, said: Sayings, room: int) -> Sequence[Claim]:
+        """After a refusal, which may be of what a single job said: each by itself, so that the others are heard.
+        What is refused still, while something else is not, is said in plain words."""
+        refusals: list[tuple[Sayings, StoreError]] = []
+        accepted = 0
+        claims: Sequence[Claim] = ()
+        try:
+            for part in said.parts():
+                try:
+                    self._say(part)
+                    accepted += 1
+                except StoreError as error:
+                    if type(error) is not StoreError:
+                        raise
+                    self.unsaid.heard(part)
+                    refusals.append((part, error))
+            if room:
+                claims = self._learn(self.runner.run(self.store.claim(self.worker, self._plan(room), room)))
+                accepted += 1
+        except StoreError as error:
+            self.doubtful = self.doubtful or room > 0
+            self.fail(error)
+        else:
+            if accepted:
+                self.recovered()
+            else:
+                self.fail(refusals[0][1])
+        self._refused = bool(refusals) and not accepted
+        for part, refusal in reversed(refusals):
+            if accepted:
+                self._give_up(part, refusal)
+            else:
+                self.unsaid.put_back(part)
+        return claims
+
+    def _say(self, said: Sayings) -> None:
+        accepted: list[bool] = []
+        if said.notes:
+            self.runner.run(self.store.annotate(self.worker, said.notes))
+        if said.outcomes:
+            accepted = self.runner.run(self.store.settle(self.worker, said.outcomes))
+        self._hear_verdict(said, accepted)
+
+    def _give_up(self, said: Sayings, error: StoreError) -> None:
+        log.error("the store refuses what was said of job %s: %s", said.job, error)
+        for outcome in said.outcomes:
+            plain = plainly(outcome, error)
+            if plain != outcome:
+                self.unsaid.outcomes.append(plain)
+
+    def say_the_rest(self) -> bool:
+        """Say all that there is, before the end. False if some of it could not be said within seconds."""
+        give_up = time.monotonic() + _LAST_WORDS
+        while self.unsaid:
+            now = time.monotonic()
+            if now > give_up:
+                return False
+            time.sleep(max(0.0, min(self.retry_at, give_up) - now))
+            self.turn(0)
+        return True
 
     def _plan(self, room: int) -> list[Take]:
         self._claims += 1
@@ -174,12 +238,14 @@ class Desk:
         self._expect(claimed.next_due, claimed.now)
         return claimed.jobs
 
-    def _hear_verdict(self, outcomes: Sequence[Outcome], accepted: Sequence[bool]) -> None:
-        for place, (outcome, kept) in enumerate(zip(outcomes, accepted, strict=True)):
+    def _hear_verdict(self, said: Sayings, accepted: Sequence[bool]) -> None:
+        self.unsaid.heard(said)
+        for place, (outcome, kept) in enumerate(zip(said.outcomes, accepted, strict=True)):
             if kept:
                 self.failed += outcome.kind in (OutcomeKind.RETRY, OutcomeKind.DEAD, OutcomeKind.CRASHED)
             elif not outcome.completed and place >= self._sent:
                 log.warning("job %s: the outcome came after its lease had ended; it is void", outcome.id)
+        self._sent = max(0, self._sent - len(said.outcomes))
 
     # -- trouble -----------------------------------------------------------------------------------
 
@@ -199,8 +265,7 @@ class Desk:
     def forget(self, worker: WorkerId) -> None:
         """Start over as another worker: what was to be said about the old one's jobs is void."""
         self.worker = worker
-        self.outcomes.clear()
-        self.notes.clear()
+        self.unsaid.clear()
         self._sent = 0
         self.doubtful = False
         self.hungry = True

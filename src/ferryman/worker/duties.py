@@ -87,7 +87,7 @@ class Duties:
                 self._neighbours_at = now + _NEIGHBOURS
                 self._look_at_neighbours(now)
             if now >= self._reconcile_at or self._desk.doubtful:
-                self._reconcile(now)
+                self.reconcile()
             if now >= (self._prune_latest if self._desk.hungry else self._prune_at):
                 self._prune(now)
 
@@ -146,17 +146,19 @@ class Duties:
         self._heard = 0
         self._register_at = 0.0
 
-    def _reconcile(self, now: float) -> None:
+    def reconcile(self) -> None:
         """Give back jobs that are leased to us in an answer that never came. An answer can be lost without a word, and
         its statement be carried out late, so this is done now and then without a reason, too."""
-        self._reconcile_at = now + _RECONCILE
+        self._reconcile_at = time.monotonic() + _RECONCILE
         held = self._runner.run(self._store.holding(self._supervisor.id))
         self._desk.doubtful = False
         known = self._supervisor.known_leases()
         lost = [each for each in held if (each.id, each.lease) not in known]
         if lost:
             log.warning("%d jobs were claimed in an answer that was lost; they go back", len(lost))
-            self._desk.outcomes += [Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in lost]
+            self._desk.unsaid.outcomes += [
+                Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in lost
+            ]
 
     def _prune(self, now: float) -> None:
         done = self._runner.run(self._store.prune(_retention(self._supervisor.retention), _PRUNE_JOBS))

@@ -83,6 +83,8 @@ class Supervisor:
         self._suspects: deque[Claim] = deque()
         self._deadline = 0.0
         self._told: deque[str] = deque()
+        self._is_stopping = False
+        """Somebody has told it to stop; who does so again means it."""
         self._inbox, self._outbox = socket.socketpair()
         self._selector = selectors.DefaultSelector()
 
@@ -120,24 +122,31 @@ class Supervisor:
     def _is_over(self) -> bool:
         if self.phase is not Phase.DRAINING:
             return self.phase is Phase.KILLED
-        unsaid = self._desk is not None and self._desk.outcomes
+        unsaid = self._desk is not None and self._desk.unsaid
         return (not self.crew.members and not unsaid) or time.monotonic() > self._deadline
 
     def _end(self) -> None:
         """Kill what still runs; what it ran goes back."""
         self.phase = Phase.KILLED
-        for chore in self._chores:
-            chore.stop()
         for member in list(self.crew.members):
             self._lose(member, "its worker stopped before it was done")
         if self._desk is not None:
             with contextlib.suppress(FerrymanError):
-                self._desk.turn(0)
-                self._desk.runner.run(self._desk.store.leave(self.id))
+                self._take_leave(self._desk)
+        for chore in self._chores:
+            chore.stop()
+        if self._desk is not None:
             self._desk.close()
         self._selector.close()
         self._inbox.close()
         self._outbox.close()
+
+    def _take_leave(self, desk: Desk) -> None:
+        if self._duties is not None and desk.doubtful and desk.say_the_rest():
+            self._duties.reconcile()
+        # Whoever leaves says of all that it holds that it did not get done. If that is not so, its lease had better end.
+        if desk.say_the_rest() and not desk.doubtful:
+            desk.runner.run(desk.store.leave(self.id))
 
     # -- one turn ----------------------------------------------------------------------------------
 
@@ -216,9 +225,10 @@ class Supervisor:
                     log.info("replacing the executors")
                     if self._is_staffed():
                         self.crew.renew()
-                case _ if self.phase is Phase.DRAINING or self._desk is None:
+                case _ if self._is_stopping or self._desk is None:
                     self.phase = Phase.KILLED
                 case _:
+                    self._is_stopping = True
                     self.drain()
 
     def _hear_bell(self) -> None:
@@ -243,13 +253,13 @@ class Supervisor:
         body = frame.body
         match frame.kind:
             case Kind.DONE:
-                self._outcomes += [each for each in body if member.take_off(each.id, each.lease)]
+                self._conclude([each for each in body if member.take_off(each.id, each.lease)])
                 self.done += len(body)
                 member.progressed(body, time.monotonic())
             case Kind.NOTES if self._desk is not None:
-                self._desk.notes += body
+                self._desk.unsaid.add_notes(body)
             case Kind.RETURNED:
-                self._outcomes += self.crew.outcomes_of_returned(member, body)
+                self._conclude(self.crew.outcomes_of_returned(member, body))
             case Kind.PONG:
                 member.answered(body, time.monotonic())
             case Kind.HELLO:
@@ -261,14 +271,10 @@ class Supervisor:
             case _:
                 raise FerrymanError(f"an executor sent a {frame.kind.name} frame")
 
-    @property
-    def _outcomes(self) -> list[Outcome]:
-        return self._desk.outcomes if self._desk is not None else []
-
-    @_outcomes.setter
-    def _outcomes(self, outcomes: list[Outcome]) -> None:
+    def _conclude(self, outcomes: Sequence[Outcome]) -> None:
+        """So these jobs ended; the store will hear of it."""
         if self._desk is not None:
-            self._desk.outcomes = outcomes
+            self._desk.unsaid.outcomes += outcomes
 
     # -- beginning ---------------------------------------------------------------------------------
 
@@ -341,7 +347,8 @@ class Supervisor:
     def known_leases(self) -> set[tuple[JobId, int]]:
         """All jobs that were claimed and whose outcome the store has not acknowledged."""
         known = {(claim.id, claim.lease) for claim in self._suspects}
-        known.update((outcome.id, outcome.lease) for outcome in self._outcomes)
+        if self._desk is not None:
+            known.update((outcome.id, outcome.lease) for outcome in self._desk.unsaid.outcomes)
         for member in self.crew.members:
             known.update((held.claim.id, held.claim.lease) for held in member.jobs.values())
         return known
@@ -367,13 +374,15 @@ class Supervisor:
 
     def drain(self, patience: float | None = None) -> None:
         """Claim no more, finish what runs within so many seconds, give back the rest."""
-        if self.phase in (Phase.DRAINING, Phase.KILLED):
-            return
         patience = self.settings.shutdown_timeout if patience is None else patience
+        if self.phase in (Phase.DRAINING, Phase.KILLED):
+            self._deadline = min(self._deadline, time.monotonic() + patience)
+            log.info("stopping within %g s", max(0.0, self._deadline - time.monotonic()))
+            return
         log.info("stopping: %d jobs run on, for %g s at most", self.crew.running(), patience)
         self.phase = Phase.DRAINING
         self._deadline = time.monotonic() + patience
-        self._outcomes += [Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in self._suspects]
+        self._conclude([Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in self._suspects])
         self._suspects.clear()
         for member in [each for each in self.crew.members if not each.ready]:
             self._dismiss(member)
@@ -391,7 +400,7 @@ class Supervisor:
             if claim.id == id_:
                 self._suspects.remove(claim)
                 self.crew.unreserve(id_)
-                self._outcomes += [Outcome(id_, claim.lease, OutcomeKind.CANCELLED, reason=reason)]
+                self._conclude([Outcome(id_, claim.lease, OutcomeKind.CANCELLED, reason=reason)])
                 return
         self.crew.cancel(id_, reason)
 
@@ -404,7 +413,8 @@ class Supervisor:
             self._dismiss(member)
         self._suspects.clear()
         if not self._is_staffed():
-            self._outcomes = []
+            if self._desk is not None:
+                self._desk.forget(self.id)
             return
         self.id = new_worker_id()
         log.info("it starts anew as %s", self.id)
@@ -436,7 +446,7 @@ class Supervisor:
         if reason is None and not member.doomed and not member.retiring:
             log.error("executor %d died with %d jobs", member.launched.pid, len(lost))
         self._dismiss(member)
-        self._outcomes += self.crew.outcomes_of_lost(member, lost, reason)
+        self._conclude(self.crew.outcomes_of_lost(member, lost, reason))
         if not member.ready:
             self.crew.wait_before_hiring()
         self._fill()

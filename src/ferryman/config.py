@@ -17,9 +17,19 @@ import msgspec
 
 from ferryman.errors import ConfigError
 
-__all__ = ["BlobSettings", "RetentionSettings", "Settings", "WorkerSettings", "load_settings"]
+__all__ = [
+    "MOST_IN_STORE",
+    "BlobSettings",
+    "RetentionSettings",
+    "Settings",
+    "WorkerSettings",
+    "load_settings",
+]
 
 DEFAULT_URL = "sqlite:///ferryman.db"
+
+MOST_IN_STORE = 32 * 1024 * 1024
+"""Bytes of a payload that lies in the store and goes through supervisors, whose frames hold twice as much."""
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,8 +92,10 @@ class BlobSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Bytes that a payload may have, if there is a place outside; takes the place of ``max_payload``."""
 
     def __post_init__(self) -> None:
-        if self.above < 1_024 or self.max_payload < self.above:
-            raise ValueError("blobs.above must be at least 1024, and blobs.max_payload not less than that")
+        if not 1_024 <= self.above <= MOST_IN_STORE or self.max_payload < self.above:
+            raise ValueError(
+                f"blobs.above must be between 1024 and {MOST_IN_STORE}, and blobs.max_payload not less than that"
+            )
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,12 +105,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where the jobs live: ``sqlite:///jobs.db``, ``sqlite:////var/lib/jobs.db``, ``redis://host:6379/0``,
     ``postgresql://user:password@host:5432/database`` or ``memory://``."""
     max_payload: int = 4 * 1024 * 1024
-    """Bytes that the arguments or the result of a job may have."""
+    """Bytes that the arguments or the result of a job may have; 32 MiB at most."""
     compress_above: int = 2_048
     """Bytes from which on payloads are compressed."""
     worker: WorkerSettings = WorkerSettings()
     retention: RetentionSettings = RetentionSettings()
     blobs: BlobSettings = BlobSettings()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_payload <= MOST_IN_STORE:
+            raise ValueError(
+                f"max_payload must be positive and {MOST_IN_STORE} at most; larger ones lie outside the store, see blobs.url"
+            )
 
     @property
     def most_bytes(self) -> int:

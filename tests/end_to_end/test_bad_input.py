@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ferryman import Ferryman, FerrymanError, State, StoreError
+from ferryman.config import MOST_IN_STORE
 from ferryman.errors import (
     BadArguments,
     PayloadError,
@@ -22,6 +23,7 @@ from ferryman.errors import (
     StoreVersionError,
     UnknownTask,
 )
+from ferryman.job import NewJob, new_id
 from tests.end_to_end.harness import Harbour, wait_for
 
 MARK = """
@@ -406,3 +408,22 @@ def test_a_job_whose_task_is_unknown_is_kept_and_says_why(harbour: Harbour) -> N
     assert "has no task 'tasks.gone'" in (job.reason or "")
     why = harbour.command("why", handle.id)
     assert "tasks.gone" in why.stdout
+
+
+def test_arguments_that_no_executor_can_be_sent_are_a_dead_letter_and_nothing_else_suffers(
+    harbour: Harbour,
+) -> None:
+    tasks = harbour.load(MARK)
+    monster = NewJob(id=new_id(), task="blob", args=os.urandom(MOST_IN_STORE + 1))
+    harbour.run(harbour.app.store.enqueue([monster]))
+    small = tasks.mark.enqueue(1)
+
+    harbour.start_worker("--concurrency", "2")
+    wait_for(harbour.settled(dead=1, succeeded=1))
+
+    assert harbour.job(small.id).state is State.SUCCEEDED
+    history = harbour.run(harbour.app.store.history(monster.id))
+    assert history is not None
+    (attempt,) = history.attempts
+    assert attempt.error is not None
+    assert "larger than the 33,554,432 bytes" in attempt.error.message

@@ -103,3 +103,9 @@ def test_a_queue_setting_that_makes_no_sense_is_refused_at_once() -> None:
 
     with pytest.raises(ConfigError, match="'nonsense' is none of block, reject, drop_oldest"):
         app.queue("q", overflow="nonsense")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", ["0", "33554433", "1000000000"])
+def test_payloads_that_workers_could_not_pass_on_are_refused(size: str) -> None:
+    with pytest.raises(ConfigError, match="max_payload must be positive and 33554432 at most"):
+        load_settings({"FERRYMAN_MAX_PAYLOAD": size})

@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 
 from ferryman.clock import millis
-from ferryman.config import RetentionSettings, Settings, WorkerSettings
+from ferryman.config import MOST_IN_STORE, RetentionSettings, Settings, WorkerSettings
 from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
-from ferryman.job import MAX_DEATHS, Claim, JobId, Outcome, OutcomeKind, WorkerId
+from ferryman.job import MAX_DEATHS, Claim, ErrorInfo, JobId, Outcome, OutcomeKind, WorkerId
 from ferryman.store.port import Store
 from ferryman.store.records import Order, QueueSettings, WorkerStatus
 from ferryman.worker.chore import Chore
@@ -197,12 +197,25 @@ class Supervisor:
         return room if worth_it else 0
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
+        claims = self._without_monsters(claims)
         # Who was there at two deaths runs alone, so that the third one tells who did it.
         innocent = [claim for claim in claims if claim.deaths < MAX_DEATHS - 1]
         if len(innocent) < len(claims):
             self._suspects.extend(claim for claim in claims if claim.deaths >= MAX_DEATHS - 1)
         self.crew.hand_out(innocent, time.monotonic())
         self.send_suspects()
+
+    def _without_monsters(self, claims: Sequence[Claim]) -> Sequence[Claim]:
+        """No frame to an executor holds a job whose arguments were made without regard to the settings."""
+        monsters = [claim for claim in claims if len(claim.args) > MOST_IN_STORE]
+        for claim in monsters:
+            error = ErrorInfo(
+                "PayloadError",
+                f"its arguments are larger than the {MOST_IN_STORE:,} bytes that a worker takes from a store\n"
+                f"(they have {len(claim.args):,})",
+            )
+            self._conclude([Outcome(claim.id, claim.lease, OutcomeKind.DEAD, error=error)])
+        return [claim for claim in claims if claim not in monsters] if monsters else claims
 
     # -- hearing -----------------------------------------------------------------------------------
 

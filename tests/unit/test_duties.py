@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import NamedTuple, NoReturn
@@ -10,12 +11,14 @@ import pytest
 
 from ferryman.clock import ManualClock
 from ferryman.config import RetentionSettings, WorkerSettings
-from ferryman.job import OutcomeKind
+from ferryman.errors import StoreUnavailable
+from ferryman.job import OutcomeKind, WorkerId
 from ferryman.store.open import open_store
+from ferryman.store.records import WorkerRecord
 from ferryman.worker.desk import Desk
 from ferryman.worker.duties import Duties
 from ferryman.worker.supervisor import Phase, Supervisor
-from tests.conformance.driver import W1, Ferry
+from tests.conformance.driver import LEASE, W1, W2, Ferry
 
 
 class Scene(NamedTuple):
@@ -23,6 +26,13 @@ class Scene(NamedTuple):
     desk: Desk
     duties: Duties
     begun: float
+
+    def record(self, worker: WorkerId) -> WorkerRecord:
+        records = self.ferry.run(self.ferry.store.workers())
+        return next(record for record in records if record.info.id == worker)
+
+    def is_alive(self, worker: WorkerId) -> bool:
+        return self.record(worker).gone is None
 
     def is_pruned_after(self, seconds: float) -> bool:
         """Whether a job that has ended is gone when the duties of that moment were done."""
@@ -72,3 +82,47 @@ def test_pruning_does_not_wait_for_ever(scene: Scene) -> None:
 
     assert scene.is_pruned_after(70)
     assert not scene.is_pruned_after(75), "it has caught up, and waits for a lull again"
+
+
+def test_a_worker_whose_lease_has_ended_is_taken_for_dead(scene: Scene) -> None:
+    scene.ferry.register(W2)
+    scene.duties.perform(scene.begun)
+    scene.ferry.clock.advance(LEASE / 1000 - 1)
+    scene.desk.turn(1)
+    scene.desk.back_at = -math.inf  # The clock has not been set: a minute has passed.
+    scene.duties.perform(scene.begun + 1)
+    assert scene.is_alive(W2)
+    scene.ferry.clock.advance(2)
+
+    scene.desk.turn(1)
+    scene.duties.perform(scene.begun + 2)
+
+    assert not scene.is_alive(W2)
+
+
+def test_when_the_clock_is_set_forward_workers_get_time_to_say_that_they_live(scene: Scene) -> None:
+    scene.ferry.register(W2)
+    scene.duties.perform(scene.begun)
+    scene.desk.turn(1)
+    scene.ferry.clock.advance(3_600)
+
+    scene.desk.turn(1)
+    scene.duties.perform(scene.begun + 1)
+    assert scene.is_alive(W2)
+
+    scene.duties.perform(scene.begun + 5)
+    assert not scene.is_alive(W2)
+
+
+def test_when_the_store_is_back_workers_get_time_to_say_that_they_live(scene: Scene) -> None:
+    scene.ferry.register(W2)
+    scene.duties.perform(scene.begun)
+    scene.desk.fail(StoreUnavailable("away for an hour"))
+    scene.ferry.clock.advance(3_600)
+    scene.desk.retry_at = 0.0
+
+    scene.desk.turn(1)
+    scene.duties.perform(scene.begun + 1)
+
+    assert scene.record(W1).lease_until > scene.ferry.clock.now(), "it has said so at once"
+    assert scene.is_alive(W2)

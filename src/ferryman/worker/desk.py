@@ -4,6 +4,7 @@ to say. Batches are whatever has gathered meanwhile; nothing waits for one to fi
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ _LOOK_WHEN_BUSY = 0.2
 _STILL_DUE = 20
 """ms after which to claim again if a job is due that was not let in: others that are at it hold it up."""
 
+_JUMP = 5_000
+"""ms by which two answers of the store's time differ from ours when somebody has set a clock."""
+
 _LAST_WORDS = 3.0
 """Seconds that a worker which ends takes to say the rest."""
 
@@ -58,8 +62,10 @@ class Desk:
         self._claims = 0
         self._vain_claim_at = 0.0
         self._next_due: float | None = None
-        self._ahead = 0.0
-        """ms by which the store's clock is ahead of ours."""
+        self._ahead: float | None = None
+        """ms by which the store's clock is ahead of ours, once it has told."""
+        self.back_at = -math.inf
+        """When the store was found to answer again after it had not, or to have another time."""
         self._look_at = 0.0
         self.retry_at = 0.0
         """When to try again, while the store does not answer."""
@@ -119,13 +125,19 @@ class Desk:
         return signs.orders
 
     def _expect(self, due: int | None, now: int) -> None:
-        self._ahead = now - time.time() * 1000
+        ahead, before = now - time.time() * 1000, self._ahead
+        if before is not None and abs(ahead - before) > _JUMP:
+            log.warning(
+                "the store's clock and this machine's are %g s further apart", (ahead - before) / 1000
+            )
+            self.back_at = time.monotonic()
+        self._ahead = ahead
         self._next_due = None if due is None else time.monotonic() + max(_STILL_DUE, due - now) / 1000
 
     def store_time(self) -> float:
         """What the store's clock says by now, in ms, as far as can be told without asking: the machines of a fleet
         need not agree on the time."""
-        return time.time() * 1000 + self._ahead
+        return time.time() * 1000 + (self._ahead or 0.0)
 
     # -- what --------------------------------------------------------------------------------------
 
@@ -261,6 +273,7 @@ class Desk:
         if self._retry_delay:
             log.warning("the store answers again")
             self._retry_delay = 0.0
+            self.back_at = time.monotonic()
 
     def forget(self, worker: WorkerId) -> None:
         """Start over as another worker: what was to be said about the old one's jobs is void."""

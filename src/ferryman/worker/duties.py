@@ -32,6 +32,9 @@ _NEIGHBOURS = 0.25
 """Seconds between looks at the processes of other workers of this machine."""
 _REGISTER_FIRST, _REGISTER_MOST = 0.5, 3.0
 """Seconds between looks at the register of workers: more and more of them while it stays the same."""
+_GRACE = 3.0
+"""Seconds for which nobody is taken for dead by the clock when the store is back, or its time has been set: whoever lives
+can say so only now."""
 _RECONCILE = 60.0
 """Seconds between comparisons of what the store says we run with what we run."""
 _PRUNE = 5.0
@@ -52,6 +55,7 @@ class Duties:
         self._here = place()
         self._luck = random.Random()  # noqa: S311
         now = time.monotonic()
+        self._beat_at = now
         self._heartbeat_at = now + supervisor.settings.heartbeat
         self._heard = 0
         """The number of the last order."""
@@ -81,7 +85,7 @@ class Duties:
         if now < self._desk.retry_at:
             return
         with self._store_may_fail():
-            if now >= self._heartbeat_at:
+            if now >= self._heartbeat_at or self._beat_at < self._desk.back_at:
                 self.heartbeat()
             if now >= self._neighbours_at:
                 self._neighbours_at = now + _NEIGHBOURS
@@ -94,7 +98,8 @@ class Duties:
     def heartbeat(self) -> None:
         """Renew the leases, and do as ordered."""
         supervisor = self._supervisor
-        self._heartbeat_at = time.monotonic() + supervisor.settings.heartbeat
+        self._beat_at = time.monotonic()
+        self._heartbeat_at = self._beat_at + supervisor.settings.heartbeat
         lease = millis(supervisor.settings.lease)
         operation = self._store.heartbeat(supervisor.id, supervisor.status, lease, self._heard)
         with self._store_may_fail():
@@ -122,7 +127,7 @@ class Duties:
             self._look_at_register(now)
         dead = [each.info.id for each in self._neighbours if is_dead_neighbour(each.info, self._here)]
         # The store decides whether a lease has ended; this only says when to ask.
-        late = self._desk.store_time()
+        late = self._desk.store_time() if now > self._desk.back_at + _GRACE else 0
         if dead or any(each.lease_until <= late for each in self._neighbours):
             self._register_at = 0.0
             for rescued in self._runner.run(self._store.rescue(dead)):

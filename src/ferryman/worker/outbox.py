@@ -41,6 +41,7 @@ class Outbox:
         "_notes",
         "_outcomes",
         "_sock",
+        "_unsent",
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -48,6 +49,8 @@ class Outbox:
         self._outcomes: list[Outcome] = []
         self._notes: list[JobNote] = []
         self._frames: list[bytes] = []
+        self._unsent = b""
+        """The rest of what has been sent in part."""
         self._lock = threading.Lock()
         self._due_ns = 0
         self._asleep = False
@@ -83,19 +86,29 @@ class Outbox:
         self._bell.ring()
 
     def flush(self) -> None:
-        """Send what there is, unless another thread is at it: that one looks again afterwards."""
-        while self._outcomes or self._notes or self._frames:
+        """Send what there is, unless another thread is at it: that one looks again afterwards. Does not block, since an
+        event loop may do it: what a supervisor in the middle of a call does not take now is left to the flusher."""
+        self._flush(wait=False)
+
+    def _flush(self, *, wait: bool) -> None:
+        while self._has_something():
             if not self._lock.acquire(blocking=False):
                 return
             try:
-                self._send()
+                self._send(wait=wait)
             finally:
                 self._lock.release()
+            if self._unsent:
+                self._bell.ring()
+                return
+
+    def _has_something(self) -> bool:
+        return bool(self._unsent or self._outcomes or self._notes or self._frames)
 
     def close(self) -> None:
         """Send the rest, and nothing from then on."""
         with self._lock:
-            self._send()
+            self._send(wait=True)
             self._closed = True
         self._bell.ring()
 
@@ -108,14 +121,16 @@ class Outbox:
         while not self._closed:
             self._asleep = True
             # Who appended before that did not ring, hence the look; who appends after it does.
-            if not (self._outcomes or self._notes or self._frames):
+            if not self._has_something():
                 self._bell.wait()
             self._asleep = False
-            if not self._frames:
+            if not (self._frames or self._unsent):
                 self._bell.wait(_CADENCE_NS / 1e9)
-            self.flush()
+            self._flush(wait=True)
 
-    def _send(self) -> None:
+    def _send(self, *, wait: bool) -> None:
+        if self._unsent and not self._pass_on(self._unsent, wait=wait):
+            return
         # Outcomes are counted before notes are taken: so the notes of these jobs are among those taken.
         frames, outcomes = _take(self._frames), _take(self._outcomes)
         notes = _take(self._notes)
@@ -127,11 +142,22 @@ class Outbox:
             parts += _encode_notes(_latest(notes))
         if outcomes:
             parts += _encode_outcomes(outcomes)
+        self._pass_on(b"".join(parts + frames), wait=wait)
+
+    def _pass_on(self, data: bytes, *, wait: bool) -> bool:
+        """Send these bytes, or as many as are taken. Answers whether it was all."""
+        self._unsent = b""
         try:
-            self._sock.sendall(b"".join(parts + frames))
+            if wait:
+                self._sock.sendall(data)
+            else:
+                self._unsent = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            self._unsent = data
         except OSError:
             # The supervisor is gone; the reader sees it too and ends the executor.
             self._closed = True
+        return not self._unsent
 
 
 def _take(items: list[Any]) -> list[Any]:

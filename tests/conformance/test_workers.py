@@ -147,6 +147,19 @@ def test_a_worker_that_leaves_is_marked_as_stopped(ferry: Ferry) -> None:
     assert _record(ferry).gone == "stopped"
 
 
+def test_those_that_are_alive_can_be_asked_for_alone(ferry: Ferry) -> None:
+    for number in range(5):
+        ferry.clock.advance(1)
+        ferry.register(WorkerId(f"worker {5 - number}"))
+    ferry.run(ferry.store.leave(WorkerId("worker 4")))
+    ferry.run(ferry.store.rescue([WorkerId("worker 2")]))
+
+    alive = ferry.run(ferry.store.workers(alive=True))
+
+    assert [record.info.id for record in alive] == [W1, "worker 5", "worker 3", "worker 1"]
+    assert alive == [record for record in ferry.run(ferry.store.workers()) if record.gone is None]
+
+
 def test_leaving_takes_nothing_from_other_workers(ferry: Ferry) -> None:
     ferry.register(W2)
     ferry.add_many(2)

@@ -257,8 +257,9 @@ class Reading(Protocol):
         has a meaning."""
         ...
 
-    def workers(self) -> Operation[list[WorkerRecord]]:
-        """All workers on the register, oldest first; those that are gone included until they are pruned."""
+    def workers(self, *, alive: bool = False) -> Operation[list[WorkerRecord]]:
+        """All workers on the register, oldest first; those that are gone included until they are pruned, unless only
+        those are asked for that are `alive`."""
         ...
 
 

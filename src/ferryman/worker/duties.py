@@ -138,10 +138,8 @@ class Duties:
 
     def _look_at_register(self, now: float) -> None:
         known = {each.info.id for each in self._neighbours}
-        records = self._runner.run(self._store.workers())
-        self._neighbours = [
-            each for each in records if each.gone is None and each.info.id != self._supervisor.id
-        ]
+        records = self._runner.run(self._store.workers(alive=True))
+        self._neighbours = [each for each in records if each.info.id != self._supervisor.id]
         same = known == {each.info.id for each in self._neighbours}
         pause = min(self._register_pause * 1.5, _REGISTER_MOST) if same else _REGISTER_FIRST
         self._register_pause, self._register_at = pause, now + pause

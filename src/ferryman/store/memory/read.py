@@ -112,7 +112,7 @@ def causes(book: Book, now: int, which: Filter) -> list[CauseCount]:  # noqa: AR
     return sorted(counts, key=lambda group: (-group.count, group.task, group.cause))
 
 
-def workers(book: Book, now: int) -> list[WorkerRecord]:  # noqa: ARG001
+def workers(book: Book, now: int, alive: bool) -> list[WorkerRecord]:  # noqa: ARG001
     records = sorted(book.workers.values(), key=lambda worker: worker.registered_at)
     return [
         WorkerRecord(
@@ -120,6 +120,7 @@ def workers(book: Book, now: int) -> list[WorkerRecord]:  # noqa: ARG001
             lease_until=worker.lease_until, gone=worker.gone,
         )
         for worker in records
+        if not (alive and worker.gone)
     ]  # fmt: skip
 
 

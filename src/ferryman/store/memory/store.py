@@ -216,8 +216,8 @@ class MemoryStore:
     def causes(self, which: Filter) -> Operation[list[CauseCount]]:
         return _read("causes", read.causes, which)
 
-    def workers(self) -> Operation[list[WorkerRecord]]:
-        return _read("workers", read.workers)
+    def workers(self, *, alive: bool = False) -> Operation[list[WorkerRecord]]:
+        return _read("workers", read.workers, alive)
 
 
 def _write(

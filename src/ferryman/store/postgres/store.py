@@ -232,5 +232,5 @@ class PostgresStore:
     def causes(self, which: Filter) -> Operation[list[CauseCount]]:
         return Operation("causes", lambda _: read.causes(self._schema, which), writes=False)
 
-    def workers(self) -> Operation[list[WorkerRecord]]:
-        return Operation("workers", lambda _: read.workers(self._schema), writes=False)
+    def workers(self, *, alive: bool = False) -> Operation[list[WorkerRecord]]:
+        return Operation("workers", lambda _: read.workers(self._schema, alive), writes=False)

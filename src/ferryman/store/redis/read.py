@@ -176,8 +176,8 @@ def _stats_of(minute: int, numbers: Sequence[bytes]) -> list[MinuteStats]:
     ]
 
 
-def workers() -> Requests[list[WorkerRecord]]:
-    rows = yield Call("workers", writes=False)
+def workers(alive: bool) -> Requests[list[WorkerRecord]]:
+    rows = yield Call("workers", ("alive" if alive else "",), writes=False)
     return [
         WorkerRecord(
             info=_decode_info(info), status=_decode_status(status), registered_at=int(registered_at),

@@ -221,5 +221,5 @@ class RedisStore:
     def causes(self, which: Filter) -> Operation[list[CauseCount]]:
         return Operation("causes", lambda _: read.causes(which), writes=False)
 
-    def workers(self) -> Operation[list[WorkerRecord]]:
-        return Operation("workers", lambda _: read.workers(), writes=False)
+    def workers(self, *, alive: bool = False) -> Operation[list[WorkerRecord]]:
+        return Operation("workers", lambda _: read.workers(alive), writes=False)

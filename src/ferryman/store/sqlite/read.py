@@ -170,10 +170,11 @@ def causes(which: Filter) -> Requests[list[CauseCount]]:
     return [CauseCount(*row) for row in rows]
 
 
-def workers() -> Requests[list[WorkerRecord]]:
+def workers(alive: bool) -> Requests[list[WorkerRecord]]:
     rows = yield Query(
         "SELECT info, status, registered_at, seen_at, lease_until, gone FROM ferryman_worker"
-        " WHERE gone IS NULL OR gone < 3 ORDER BY id"
+        " WHERE gone IS NULL OR (gone < 3 AND NOT ?) ORDER BY id",
+        (alive,),
     )
     return workers_of(rows)
 

@@ -181,11 +181,16 @@ book.verb('stats', function(args)
     return answer
 end, {reads = true})
 
--- Answers for each worker on the register, in order of registration, an array: info, status (both MessagePack),
--- registered_at, seen_at, lease_until, gone.
-book.verb('workers', function()
-    local answer = {}
-    for index, id in ipairs(book.range('ZRANGE', book.key('workers'), 0, -1)) do
+-- ARGV: 'alive', or '' for all. Answers for each such worker on the register, in order of registration, an array: info,
+-- status (both MessagePack), registered_at, seen_at, lease_until, gone.
+book.verb('workers', function(args)
+    local answer, ids = {}
+    if args[1] == 'alive' then
+        ids = call('ZINTER', 2, book.key('workers'), book.key('alive'), 'WEIGHTS', 1, 0)
+    else
+        ids = book.range('ZRANGE', book.key('workers'), 0, -1)
+    end
+    for index, id in ipairs(ids) do
         answer[index] = book.range('HMGET', book.full('worker:' .. id), 'info', 'status', 'registered_at', 'seen_at',
             'lease_until', 'gone')
     end

@@ -195,7 +195,7 @@ class Duties:
             elif supervisor.settings.recycle_after and member.done >= supervisor.settings.recycle_after:
                 self._replace(member, f"it has done {member.done} jobs")
         supervisor.crew.relieve(now)
-        supervisor.send_suspects()
+        supervisor.suspects.send()
         if supervisor.status.state != "draining":
             supervisor.crew.fill()
 

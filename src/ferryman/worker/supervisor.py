@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 
 from ferryman.clock import millis
-from ferryman.config import MOST_IN_STORE, RetentionSettings, Settings, WorkerSettings
+from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
-from ferryman.job import MAX_DEATHS, Claim, ErrorInfo, JobId, Outcome, OutcomeKind, WorkerId
+from ferryman.job import Claim, JobId, Outcome, WorkerId
 from ferryman.store.port import Store
 from ferryman.store.records import Order, QueueSettings, WorkerStatus
 from ferryman.worker.chore import Chore
@@ -34,6 +34,7 @@ from ferryman.worker.frames import ExecutorHello, Frame, Kind
 from ferryman.worker.identity import new_worker_id
 from ferryman.worker.member import Launch, Member
 from ferryman.worker.register import worker_info
+from ferryman.worker.suspects import Suspects, refuse_monsters
 from ferryman.worker.sweeper import Sweeper
 
 __all__ = ["OpenStore", "Phase", "Supervisor"]
@@ -80,7 +81,7 @@ class Supervisor:
         self._desk: Desk | None = None
         self._duties: Duties | None = None
         self._chores: list[Chore] = []
-        self._suspects: deque[Claim] = deque()
+        self.suspects = Suspects(self.crew)
         self._deadline = 0.0
         self._told: deque[str] = deque()
         self._is_stopping = False
@@ -197,25 +198,10 @@ class Supervisor:
         return room if worth_it else 0
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
-        claims = self._without_monsters(claims)
-        # Who was there at two deaths runs alone, so that the third one tells who did it.
-        innocent = [claim for claim in claims if claim.deaths < MAX_DEATHS - 1]
-        if len(innocent) < len(claims):
-            self._suspects.extend(claim for claim in claims if claim.deaths >= MAX_DEATHS - 1)
-        self.crew.hand_out(innocent, time.monotonic())
-        self.send_suspects()
-
-    def _without_monsters(self, claims: Sequence[Claim]) -> Sequence[Claim]:
-        """No frame to an executor holds a job whose arguments were made without regard to the settings."""
-        monsters = [claim for claim in claims if len(claim.args) > MOST_IN_STORE]
-        for claim in monsters:
-            error = ErrorInfo(
-                "PayloadError",
-                f"its arguments are larger than the {MOST_IN_STORE:,} bytes that a worker takes from a store\n"
-                f"(they have {len(claim.args):,})",
-            )
-            self._conclude([Outcome(claim.id, claim.lease, OutcomeKind.DEAD, error=error)])
-        return [claim for claim in claims if claim not in monsters] if monsters else claims
+        claims, refused = refuse_monsters(claims)
+        self._conclude(refused)
+        self.crew.hand_out(self.suspects.pick_out(claims), time.monotonic())
+        self.suspects.send()
 
     # -- hearing -----------------------------------------------------------------------------------
 
@@ -359,7 +345,7 @@ class Supervisor:
 
     def known_leases(self) -> set[tuple[JobId, int]]:
         """All jobs that were claimed and whose outcome the store has not acknowledged."""
-        known = {(claim.id, claim.lease) for claim in self._suspects}
+        known = self.suspects.leases()
         if self._desk is not None:
             known.update((outcome.id, outcome.lease) for outcome in self._desk.unsaid.outcomes)
         for member in self.crew.members:
@@ -395,27 +381,18 @@ class Supervisor:
         log.info("stopping: %d jobs run on, for %g s at most", self.crew.running(), patience)
         self.phase = Phase.DRAINING
         self._deadline = time.monotonic() + patience
-        self._conclude([Outcome(each.id, each.lease, OutcomeKind.RELEASED) for each in self._suspects])
-        self._suspects.clear()
+        self._conclude(self.suspects.give_back())
         for member in [each for each in self.crew.members if not each.ready]:
             self._dismiss(member)
         self.crew.retire_all()
         if self._duties is not None:
             self._duties.tell()
 
-    def send_suspects(self) -> None:
-        """Give suspects an executor each, as these get empty."""
-        while self._suspects and self.crew.isolate(self._suspects[0]):
-            self._suspects.popleft()
-
     def _cancel(self, id_: JobId, reason: str | None) -> None:
-        for claim in self._suspects:
-            if claim.id == id_:
-                self._suspects.remove(claim)
-                self.crew.unreserve(id_)
-                self._conclude([Outcome(id_, claim.lease, OutcomeKind.CANCELLED, reason=reason)])
-                return
-        self.crew.cancel(id_, reason)
+        if (outcome := self.suspects.cancel(id_, reason)) is not None:
+            self._conclude([outcome])
+        else:
+            self.crew.cancel(id_, reason)
 
     # -- losses ------------------------------------------------------------------------------------
 
@@ -424,7 +401,7 @@ class Supervisor:
         log.warning("worker %s was taken for dead; its jobs are run by others", self.id)
         for member in list(self.crew.members):
             self._dismiss(member)
-        self._suspects.clear()
+        self.suspects.give_back()
         if not self._is_staffed():
             if self._desk is not None:
                 self._desk.forget(self.id)

@@ -19,7 +19,7 @@ from ferryman.io.postgres.failures import lost, unreachable
 from ferryman.io.postgres.performing import Attempt, Rows
 from ferryman.io.postgres.requests import filled
 
-__all__ = ["aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
+__all__ = ["AsyncSession", "Session", "aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
 
 _PATIENCE_MS = 30
 """For how long a transaction of several operations waits for a lock; each by itself waits as long as it takes."""
@@ -28,28 +28,41 @@ _ISOLATION = psycopg.IsolationLevel.READ_COMMITTED
 """Who has waited for a lock must see what was done under it. Where the database's default is another level, it is set on
 the connection; and each transaction says it, since what a session is told is lost behind a pooler."""
 
+
+class Session(psycopg.Connection[Any]):
+    """A connection with a cursor that is used time and again: to make one takes as long as to use it."""
+
+    single: psycopg.Cursor[Any]
+
+
+class AsyncSession(psycopg.AsyncConnection[Any]):
+    """`Session`, awaited."""
+
+    single: psycopg.AsyncCursor[Any]
+
+
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 
-def connect(address: Address, conninfo: str | None = None) -> psycopg.Connection[Any]:
+def connect(address: Address, conninfo: str | None = None) -> Session:
     """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
     try:
-        connection = psycopg.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
+        connection = Session.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
         if _set_up(connection, connection.execute(_WHO_SERVES).fetchone()):
             connection.set_isolation_level(_ISOLATION)
+        connection.single = connection.cursor(binary=True)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
 
 
-async def aconnect(address: Address) -> psycopg.AsyncConnection[Any]:
+async def aconnect(address: Address) -> AsyncSession:
     """`connect`, awaited."""
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            address.conninfo, autocommit=True, prepare_threshold=None
-        )
+        connection = await AsyncSession.connect(address.conninfo, autocommit=True, prepare_threshold=None)
         if _set_up(connection, await (await connection.execute(_WHO_SERVES)).fetchone()):
             await connection.set_isolation_level(_ISOLATION)
+        connection.single = connection.cursor(binary=True)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
@@ -90,9 +103,7 @@ def drop(connection: AnyConnection | None) -> None:
 # -- transactions ------------------------------------------------------------------------------------
 
 
-def transact(
-    connection: psycopg.Connection[Any], address: Address, attempt: Attempt, now: int | None
-) -> list[Rows]:
+def transact(connection: Session, address: Address, attempt: Attempt, now: int | None) -> list[Rows]:
     """Perform statements as one transaction, in one round trip.
 
     A StoreError says that the connection was lost; any other exception is about the statements, and all is undone.
@@ -100,9 +111,9 @@ def transact(
     statements = attempt.statements
     try:
         if len(statements) == 1 and connection.isolation_level is None:
-            cursor = connection.cursor(binary=True)
+            cursor = connection.single
             cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True)
-            return [cursor.fetchall() if cursor.description else []]
+            return [cursor.fetchall() if _has_rows(cursor) else []]
         cursors = [connection.cursor(binary=True) for _ in statements]
         failure: Exception | None = None
         with contextlib.suppress(psycopg.errors.PipelineAborted), connection.pipeline():
@@ -117,7 +128,7 @@ def transact(
                 failure = error
         if failure is not None:
             raise failure
-        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        return [cursor.fetchall() if _has_rows(cursor) else [] for cursor in cursors]
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             connection.rollback()
@@ -128,17 +139,17 @@ def transact(
 
 
 async def atransact(
-    connection: psycopg.AsyncConnection[Any], address: Address, attempt: Attempt, now: int | None
+    connection: AsyncSession, address: Address, attempt: Attempt, now: int | None
 ) -> list[Rows]:
     """`transact`, awaited."""
     statements = attempt.statements
     try:
         if len(statements) == 1 and connection.isolation_level is None:
-            cursor = connection.cursor(binary=True)
+            cursor = connection.single
             await cursor.execute(
                 statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True
             )
-            return [await cursor.fetchall() if cursor.description else []]
+            return [await cursor.fetchall() if _has_rows(cursor) else []]
         cursors = [connection.cursor(binary=True) for _ in statements]
         failure: Exception | None = None
         with contextlib.suppress(psycopg.errors.PipelineAborted):
@@ -153,7 +164,7 @@ async def atransact(
                     failure = error
         if failure is not None:
             raise failure
-        return [await cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        return [await cursor.fetchall() if _has_rows(cursor) else [] for cursor in cursors]
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             await connection.rollback()
@@ -161,6 +172,11 @@ async def atransact(
             drop(connection)
             raise lost(address, error) from error
         raise
+
+
+def _has_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
+    # `description` tells, too, but describes them all.
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
 
 
 def _is_at_rest(connection: AnyConnection) -> bool:

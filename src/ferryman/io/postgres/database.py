@@ -16,7 +16,7 @@ import psycopg
 from ferryman.clock import Clock
 from ferryman.errors import StoreUnavailable
 from ferryman.io.postgres.address import Address
-from ferryman.io.postgres.connections import connect, drop, is_alive, transact
+from ferryman.io.postgres.connections import Session, connect, drop, is_alive, transact
 from ferryman.io.postgres.failures import is_read_only, is_schema_missing, lost, mapped
 from ferryman.io.postgres.performing import MOST_AT_ONCE, Attempt, Pause, Rows, Ticket, bring_through
 from ferryman.io.postgres.requests import Statement
@@ -35,7 +35,7 @@ class Database:
         self.address = address
         self._clock = clock
         self._prepare = prepare
-        self._open: dict[str, psycopg.Connection[Any]] = {}
+        self._open: dict[str, Session] = {}
         self._opened_in: dict[str, int] = {}
         self.era = 0
         """Grows whenever the server is found to take no writes: another may have become the primary, so connections of
@@ -146,7 +146,7 @@ class Database:
 
     # -- connecting ------------------------------------------------------------------------------------
 
-    def _connection(self, role: str) -> psycopg.Connection[Any]:
+    def _connection(self, role: str) -> Session:
         """The connection of this role, opened if there is none or if it has died while it was idle."""
         connection, era = self._open.get(role), self.era
         if connection is None or self._opened_in[role] != era or not is_alive(connection):
@@ -196,7 +196,7 @@ class Database:
             self._prepared = False
 
 
-def _close_all(connections: dict[str, psycopg.Connection[Any]]) -> None:
+def _close_all(connections: dict[str, Session]) -> None:
     while connections:
         drop(connections.popitem()[1])
 

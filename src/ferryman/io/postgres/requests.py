@@ -60,5 +60,5 @@ class Statement(NamedTuple):
 def filled(statement: Statement, now: int | None, *, gate: bool = False) -> tuple[Any, ...]:
     """The parameters as they are to be sent."""
     return tuple(
-        param if type(param) is not Gap else now if param is NOW else gate for param in statement.params
+        [param if type(param) is not Gap else now if param is NOW else gate for param in statement.params]
     )

@@ -11,11 +11,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import psycopg
-
 from ferryman.errors import StoreUnavailable
 from ferryman.io.operation import Operation
-from ferryman.io.postgres.connections import aconnect, atransact, drop, is_alive
+from ferryman.io.postgres.connections import AsyncSession, aconnect, atransact, drop, is_alive
 from ferryman.io.postgres.database import Database
 from ferryman.io.postgres.performing import MOST_AT_ONCE, Asked, Pause, Rows, Ticket, bring_through
 from ferryman.io.postgres.requests import Statement
@@ -104,7 +102,7 @@ class _Line:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._tickets: deque[Ticket] = deque()
-        self._held: list[psycopg.AsyncConnection[Any]] = []
+        self._held: list[AsyncSession] = []
         """The connection, if it is open."""
         self._era = 0
         """The database's, when it was opened."""
@@ -184,7 +182,7 @@ class _Line:
                     _drop_held(self._held)
                 error = raised
 
-    async def _connection(self) -> psycopg.AsyncConnection[Any]:
+    async def _connection(self) -> AsyncSession:
         if not self._database.is_prepared:
             await asyncio.get_running_loop().run_in_executor(None, self._database.prepare)
         era = self._database.era
@@ -202,7 +200,7 @@ class _Line:
         _drop_held(self._held)
 
 
-def _drop_held(held: list[psycopg.AsyncConnection[Any]]) -> None:
+def _drop_held(held: list[AsyncSession]) -> None:
     while held:
         drop(held.pop())
 

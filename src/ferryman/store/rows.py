@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from ferryman.job import Attempt, ErrorInfo, Job, JobId, OutcomeKind, State, WorkerId
-from ferryman.store.records import WorkerInfo, WorkerRecord, WorkerStatus
+from ferryman.store.records import QueueRecord, QueueSettings, WorkerInfo, WorkerRecord, WorkerStatus
 
-__all__ = ["FLAG", "attempt_of", "decode_error", "job_of", "workers_of"]
+__all__ = ["FLAG", "attempt_of", "decode_error", "job_of", "queues_of", "workers_of"]
 
 decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 _decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
@@ -73,3 +73,20 @@ def workers_of(rows: Iterable[Sequence[Any]]) -> list[WorkerRecord]:
         )
         for info, status, registered_at, seen_at, lease_until, gone in rows
     ]  # fmt: skip
+
+
+def queues_of(rows: Iterable[Sequence[Any]]) -> list[QueueRecord]:
+    """Of name, fair, weights (JSON), max_size, overflow, paused."""
+    return [
+        QueueRecord(
+            QueueSettings(
+                name=name,
+                fair=bool(fair),
+                weights=msgspec.json.decode(weights),
+                max_size=max_size,
+                overflow=overflow,
+            ),
+            bool(paused),
+        )
+        for name, fair, weights, max_size, overflow, paused in rows
+    ]

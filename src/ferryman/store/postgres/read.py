@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,9 @@ from ferryman.store.records import (
     MinuteStats,
     ParentResult,
     QueueRecord,
-    QueueSettings,
     WorkerRecord,
 )
-from ferryman.store.rows import attempt_of, decode_error, job_of, workers_of
+from ferryman.store.rows import attempt_of, decode_error, job_of, queues_of, workers_of
 
 __all__ = [
     "causes",
@@ -153,15 +151,7 @@ def queues(schema: str) -> Requests[list[QueueRecord]]:
         f" (SELECT queue AS name FROM {schema}.lane_base UNION SELECT queue FROM {schema}.lane_news) l USING (name)"
         " ORDER BY name"
     )
-    return [
-        QueueRecord(
-            QueueSettings(
-                name=name, fair=fair, weights=json.loads(weights), max_size=max_size, overflow=overflow
-            ),
-            paused,
-        )
-        for name, fair, weights, max_size, overflow, paused in rows
-    ]
+    return queues_of(rows)
 
 
 def stats(schema: str, since: int, until: int) -> Requests[list[MinuteStats]]:

@@ -17,10 +17,9 @@ from ferryman.store.records import (
     MinuteStats,
     ParentResult,
     QueueRecord,
-    QueueSettings,
     WorkerRecord,
 )
-from ferryman.store.rows import attempt_of, decode_error, job_of, workers_of
+from ferryman.store.rows import attempt_of, decode_error, job_of, queues_of, workers_of
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.ledger import ids_param
 
@@ -137,15 +136,7 @@ def queues() -> Requests[list[QueueRecord]]:
     rows = yield Query(
         "SELECT name, fair, weights, max_size, overflow, paused FROM ferryman_queue ORDER BY name"
     )
-    return [
-        QueueRecord(
-            QueueSettings(
-                name=name, fair=bool(fair), weights=json.loads(weights), max_size=max_size, overflow=overflow
-            ),
-            bool(paused),
-        )
-        for name, fair, weights, max_size, overflow, paused in rows
-    ]
+    return queues_of(rows)
 
 
 def stats(since: int, until: int) -> Requests[list[MinuteStats]]:

@@ -19,7 +19,7 @@ import msgspec
 from ferryman.blob.open import open_blobs
 from ferryman.blob.port import Blobs
 from ferryman.config import BlobSettings
-from ferryman.errors import PayloadError
+from ferryman.errors import ConfigError, PayloadError
 from ferryman.io.operation import Aside, Procedure
 from ferryman.job import Job, JobId, NewJob
 from ferryman.store.port import Coordination, Store
@@ -100,16 +100,18 @@ class Payloads:
         return stowed
 
     def stow(self, job: JobId, what: str, payload: bytes, *, tentative: bool = False) -> Procedure[bytes]:
-        """Put a payload outside, if it is large. Answers what the store shall hold. Raises BlobError.
+        """Put a payload outside, if it is large. Answers what the store shall hold. Raises BlobError, and PayloadError if
+        it is larger than what could be fetched.
 
         `tentative`: this is done inside a transaction that may be rolled back, and the store's identity with it.
         """
         blobs = self._blobs
         if blobs is None or len(payload) <= self._above:
             return payload
+        self._check_size(len(payload))
         identity = self._identity
         if identity is None:
-            identity = yield from _identify(self._store())
+            identity = yield from _identify(self._store(), blobs)
             if not tentative:
                 self._identity = identity
         # Of the last digits, since the first ones are the time: so the folders fill evenly.
@@ -118,27 +120,31 @@ class Payloads:
         return _TAG + _encode(Reference(name, len(payload), _digest(payload)))
 
     def fetch(self, payload: bytes) -> Procedure[bytes]:
-        """The payload itself, wherever it is. Raises BlobError, and PayloadError if it is gone or damaged."""
+        """The payload itself, wherever it is. Raises BlobError, PayloadError if it is gone, damaged or larger than
+        allowed, and ConfigError if there is no place for it."""
         reference = read_reference(payload)
         if reference is None:
             return payload
         blobs = self._blobs
         if blobs is None:
-            raise PayloadError(
+            raise ConfigError(
                 f"the payload lies outside the store, as {reference.name}, and this program was not told where; "
                 "set blobs.url (FERRYMAN_BLOBS_URL) as it is set where the job was enqueued"
             )
-        if reference.size > self._most:
-            raise PayloadError(
-                f"{reference.size:,} bytes are more than the {self._most:,} allowed; raise the setting "
-                "blobs.max_payload"
-            )
+        self._check_size(reference.size)
         found: bytes | None = yield Aside(lambda: blobs.get(reference.name, reference.size))
         if found is None:
             raise PayloadError(f"the payload {reference.name} is not (any more) in {blobs.url}")
         if len(found) != reference.size or _digest(found) != reference.digest:
             raise PayloadError(f"the payload {reference.name} in {blobs.url} is not what was put there")
         return found
+
+    def _check_size(self, size: int) -> None:
+        size -= 1  # The number of the format does not count (see `ferryman.codec`).
+        if size > self._most:
+            raise PayloadError(
+                f"{size:,} bytes are more than the {self._most:,} allowed; raise the setting blobs.max_payload"
+            )
 
 
 def sweep(store: Store, blobs: Blobs, now: int, shard: int) -> Procedure[int]:
@@ -147,8 +153,10 @@ def sweep(store: Store, blobs: Blobs, now: int, shard: int) -> Procedure[int]:
     `now` is the time in ms as the place for blobs has it; the young ones are spared. The names alone would not do:
     a result may have been forgotten, or arguments edited, while the job stays.
     """
-    identity = yield from _identify(store)
-    prefix = f"{identity}/{shard:02x}"
+    entry: Entry | None = yield store.kv_get(_IDENTITY)
+    if entry is None:
+        return 0
+    prefix = f"{entry.value.decode()}/{shard:02x}"
     old: list[str] = yield Aside(
         lambda: [found.name for found in blobs.list(prefix) if found.written_at < now - SPARE_MS]
     )
@@ -165,13 +173,16 @@ def sweep(store: Store, blobs: Blobs, now: int, shard: int) -> Procedure[int]:
     return deleted
 
 
-def _identify(store: Coordination) -> Procedure[str]:
+def _identify(store: Coordination, blobs: Blobs) -> Procedure[str]:
     """The store's own name among all that keep blobs in one place; made once, by whoever is first."""
     while True:
         entry: Entry | None = yield store.kv_get(_IDENTITY)
         if entry is not None:
             return entry.value.decode()
-        yield store.kv_put(_IDENTITY, secrets.token_hex(8).encode(), expected=None)
+        identity = secrets.token_hex(8)
+        # The place first: a store that has a name has begun there, or else what is there is not the place.
+        yield Aside(functools.partial(blobs.begin, identity))
+        yield store.kv_put(_IDENTITY, identity.encode(), expected=None)
 
 
 def _names_in(job: Job) -> Iterator[str]:

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -16,11 +17,13 @@ import pytest
 from ferryman import Context, Ferryman, Settings
 from ferryman.blob.open import open_blobs
 from ferryman.blob.port import Blobs
+from ferryman.codec import Codec
 from ferryman.config import BlobSettings
 from ferryman.errors import BlobError, ConfigError, JobDied, PayloadError
-from ferryman.io.operation import perform
-from ferryman.job import State
+from ferryman.io.operation import Aside, Procedure, perform
+from ferryman.job import State, new_id
 from ferryman.payload import SHARDS, SPARE_MS, read_reference, sweep
+from ferryman.store.port import Store
 from ferryman.store.records import Filter, Retention
 from tests.services.s3 import s3_server
 
@@ -64,6 +67,8 @@ def _sweep(app: Ferryman, blobs: Blobs, now: int = LATER) -> int:
 
 def test_what_was_put_is_found_listed_and_forgotten(url: str) -> None:
     blobs = open_blobs(url)
+    for store in ("one", "two", "one"):
+        blobs.begin(store)
 
     blobs.put("one/ab/x.args", b"old")
     blobs.put("one/ab/x.args", b"new")
@@ -261,25 +266,157 @@ def test_a_job_waits_while_the_place_of_its_arguments_is_away(tmp_path: Path) ->
     app.close()
 
 
+def _unmount(root: Path) -> None:
+    """What is left where a share was mounted: an empty directory."""
+    root.rename(root.with_name("share"))
+    root.mkdir()
+
+
+def test_a_job_waits_while_the_share_with_its_arguments_is_not_mounted(tmp_path: Path) -> None:
+    app = _app(tmp_path, f"file://{tmp_path}/blobs")
+    job = app.task(name="size")(len).enqueue(os.urandom(LARGE))
+
+    _unmount(tmp_path / "blobs")
+    with app.worker():
+        while job.status() is State.READY or job.status() is State.RUNNING:
+            app.store.runner().wait(0.1)
+
+    record = job.record()
+    assert (record.state, record.attempt) == (State.SCHEDULED, 0)
+    assert "is it mounted on this machine?" in str(record.reason)
+    app.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["this program", "another program"])
+def test_nothing_is_put_where_a_share_should_be_mounted(tmp_path: Path, is_known: bool) -> None:
+    app = _app(tmp_path, f"file://{tmp_path}/blobs")
+    app.task(name="size")(len)
+    app.enqueue("size", os.urandom(LARGE))
+    if not is_known:
+        app.close()
+        app = _app(tmp_path, f"file://{tmp_path}/blobs")
+        app.task(name="size")(len)
+
+    _unmount(tmp_path / "blobs")
+    with pytest.raises(BlobError, match="mounted on this machine"):
+        app.enqueue("size", os.urandom(LARGE))
+
+    assert list((tmp_path / "blobs").iterdir()) == []
+    assert len(app.store.runner().run(app.store.find(Filter(), 10))) == 1
+    app.close()
+
+
+def test_two_programs_that_put_the_first_payloads_at_once_agree_on_the_name_of_the_store(
+    tmp_path: Path,
+) -> None:
+    apps = [_app(tmp_path, f"file://{tmp_path}/blobs") for _ in range(2)]
+    ids = [new_id() for _ in apps]
+    data = os.urandom(LARGE)
+    stows = [app.payloads.stow(id, "args", data) for app, id in zip(apps, ids, strict=True)]
+
+    payloads = _in_turns(apps[0].store, stows)
+
+    fetched = [
+        app.perform(app.payloads.fetch(payload)) for app, payload in zip(apps, payloads[::-1], strict=True)
+    ]
+    references = [read_reference(payload) for payload in payloads]
+    assert fetched == [data, data]
+    assert len({reference.name.partition("/")[0] for reference in references if reference}) == 1
+    for app in apps:
+        app.close()
+
+
+def _in_turns(store: Store, procedures: list[Procedure[bytes]]) -> list[bytes]:
+    """Carry out procedures, one request of each in turn."""
+    runner = store.runner()
+    answers: list[Any] = [None] * len(procedures)
+    results: dict[int, bytes] = {}
+    while len(results) < len(procedures):
+        for number, procedure in enumerate(procedures):
+            if number in results:
+                continue
+            try:
+                request = procedure.send(answers[number])
+            except StopIteration as stop:
+                results[number] = stop.value
+            else:
+                answers[number] = request.call() if isinstance(request, Aside) else runner.run(request)
+    return [results[number] for number in range(len(procedures))]
+
+
+def test_a_sweep_of_a_store_without_large_payloads_leaves_no_trace(tmp_path: Path) -> None:
+    app, blobs = _app(tmp_path, f"file://{tmp_path}/blobs"), open_blobs(f"file://{tmp_path}/blobs")
+
+    assert _sweep(app, blobs) == 0
+
+    assert app.store.runner().run(app.store.kv_get("ferryman.blobs")) is None
+    app.close()
+
+
+def test_a_copy_of_a_store_that_got_a_name_of_its_own_sweeps_only_its_own_payloads(tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    url = f"file://{tmp_path}/blobs"
+    original, blobs = _app(tmp_path, url), open_blobs(url)
+    original.task(name="size")(len)
+    before = original.enqueue("size", os.urandom(LARGE))
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as connection:
+        connection.execute("VACUUM INTO ?", (str(tmp_path / "copy/jobs.db"),))
+    since = original.enqueue("size", os.urandom(LARGE))
+    copy = _app(tmp_path / "copy", url)
+    copy.store.runner().run(copy.store.kv_delete("ferryman.blobs"))
+    copy.task(name="size")(len)
+    copy.enqueue("size", os.urandom(LARGE))
+
+    assert (_sweep(copy, blobs), _sweep(original, blobs)) == (0, 0)
+
+    assert len(original.perform(original.payloads.fetch(since.record().args))) > LARGE
+    assert len(copy.perform(copy.payloads.fetch(copy.job(before.id).record().args))) > LARGE
+    original.close()
+    copy.close()
+
+
 def test_a_program_without_the_setting_says_what_is_missing(tmp_path: Path) -> None:
     app = _app(tmp_path, f"file://{tmp_path}/blobs")
     app.task(name="same")(lambda data: data)
     job = app.enqueue("same", data=os.urandom(LARGE))
     other = _app(tmp_path, None)
 
-    with pytest.raises(PayloadError, match=r"set blobs\.url"):
+    with pytest.raises(ConfigError, match=r"set blobs\.url"):
         perform(other.store.runner(), other.payloads.fetch(job.record().args))
     app.close()
     other.close()
 
 
-def test_a_reference_cannot_lead_out_of_the_directory(tmp_path: Path) -> None:
-    blobs = open_blobs(f"file://{tmp_path}/blobs")
-    (tmp_path / "secret").write_bytes(b"secret")
+def test_arguments_of_exactly_the_size_that_is_allowed_arrive(tmp_path: Path) -> None:
+    blobs = BlobSettings(url=f"file://{tmp_path}/blobs", above=10_000, max_payload=100_000)
+    app = Ferryman(settings=Settings(url=f"sqlite:///{tmp_path}/jobs.db", blobs=blobs))
 
-    for name in ("../secret", "/etc/passwd", "a/../../secret"):
-        with pytest.raises(BlobError, match="no name of a blob"):
-            blobs.get(name, 100)
+    @app.task
+    def size(data: bytes) -> int:
+        return len(data)
+
+    around = len(app.codec.encode({"data": os.urandom(70_000)})) - 70_000 - 1
+    data = os.urandom(100_000 - around)
+    with app.worker():
+        job = size.enqueue(data)
+        result = job.result(timeout=30)
+
+    assert len(app.perform(app.payloads.fetch(job.record().args))) == 100_001, "with the number of the format"
+    assert result == len(data)
+    app.close()
+
+
+def test_what_could_not_be_fetched_is_not_put_there_either(tmp_path: Path) -> None:
+    blobs = BlobSettings(url=f"file://{tmp_path}/blobs", above=10_000, max_payload=100_000)
+    settings = Settings(url=f"sqlite:///{tmp_path}/jobs.db", blobs=blobs)
+    app = Ferryman(settings=settings, codec=Codec(max_bytes=1_000_000))
+    app.task(name="size")(len)
+
+    with pytest.raises(PayloadError, match=r"100,000 allowed; raise the setting blobs\.max_payload"):
+        app.enqueue("size", os.urandom(LARGE))
+
+    assert app.store.runner().run(app.store.find(Filter(), 10)) == []
+    app.close()
 
 
 def test_an_enqueue_whose_payload_cannot_be_stowed_stores_no_job(tmp_path: Path) -> None:
@@ -292,18 +429,3 @@ def test_an_enqueue_whose_payload_cannot_be_stowed_stores_no_job(tmp_path: Path)
 
     assert app.store.runner().run(app.store.find(Filter(), 10)) == []
     app.close()
-
-
-@pytest.mark.parametrize("url", ["ftp://x/y", "file://host/path", "s3://", "s3://b/p?colour=red", "nonsense"])
-def test_a_url_that_names_no_place_is_an_error_that_says_what_would(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"s3://|endpoint"):
-        open_blobs(url)
-
-
-def test_a_service_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
-    blobs = open_blobs("s3://ferry/cargo?endpoint=http://127.0.0.1:9&region=us-east-1")
-
-    with pytest.raises(BlobError, match="s3://ferry/cargo"):
-        blobs.put("a", b"b")

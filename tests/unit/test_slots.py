@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ferryman.worker.frames import Track
 from ferryman.worker.slots import SlotTable, monotonic_ms
 
 
@@ -46,6 +47,26 @@ def test_a_finished_job_still_counts_as_started(table: SlotTable) -> None:
     assert table.started_upto("thread") == 5
     assert table.started_upto("loop") == 0
     assert [running.serial for running in table.running("thread")] == [4]
+
+
+@pytest.mark.parametrize(("track", "slots"), [("thread", (0, 1, 2)), ("loop", (3, 4, 5))])
+def test_a_job_whose_arguments_are_fetched_neither_runs_nor_was_started(
+    table: SlotTable, track: Track, slots: tuple[int, int, int]
+) -> None:
+    first, second, third = slots
+    table.start(first, 1)
+    table.finish(first)
+    table.fetch(second, 2)
+    table.start(third, 3)
+
+    before = [table.has_started(track, serial) for serial in (1, 2, 3, 4)]
+    running = [each.serial for each in table.running(track)]
+    table.start(second, 2)
+
+    assert before == [True, False, True, False]
+    assert running == [3]
+    assert table.has_started(track, 2)
+    assert [each.serial for each in table.running(track)] == [2, 3]
 
 
 def test_another_view_of_the_same_memory_sees_every_change(table: SlotTable) -> None:

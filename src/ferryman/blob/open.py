@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ferryman.blob.port import Blobs
 from ferryman.errors import ConfigError
@@ -12,8 +12,9 @@ __all__ = ["open_blobs"]
 
 
 def open_blobs(url: str) -> Blobs:
-    """The place that a URL names; nothing is connected to yet. Raises ConfigError for a URL that names none."""
-    parts = urlsplit(url)
+    """The place that a URL names; nothing is connected to yet. Raises ConfigError for a URL that names none, and does
+    not repeat it, since it may hold keys."""
+    parts = _split(url)
     match parts.scheme:
         case "file" if not parts.netloc and len(parts.path) > 1:
             from ferryman.blob.directory import DirectoryBlobs
@@ -23,16 +24,35 @@ def open_blobs(url: str) -> Blobs:
             from ferryman.blob.s3 import S3Blobs
 
             options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-            blobs = S3Blobs(
-                parts.netloc, unquote(parts.path), options.pop("endpoint", None), options.pop("region", None)
-            )
+            endpoint, region = options.pop("endpoint", None), options.pop("region", None)
             if options:
                 raise ConfigError(
                     f"blobs.url has an option {next(iter(options))!r}; it may have endpoint=… and region=…"
                 )
-            return blobs
+            if endpoint is not None:
+                _check_endpoint(endpoint)
+            return S3Blobs(parts.netloc, unquote(parts.path), endpoint, region)
         case _:
             raise ConfigError(
-                f"the blobs URL {url!r} is none that Ferryman knows; write file:///var/lib/ferryman/blobs, "
+                "blobs.url names no place that Ferryman knows; write file:///var/lib/ferryman/blobs, "
                 "s3://bucket/prefix or s3://bucket/prefix?endpoint=https://minio.example.com:9000"
             )
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = _split(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError("the endpoint in blobs.url must be a URL, such as https://minio.example.com:9000")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ConfigError("blobs.url, or the endpoint in it, is no URL") from None
+    if "@" in parts.netloc:
+        raise ConfigError(
+            "blobs.url may not hold keys, since it is shown in messages; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or use ~/.aws, and write s3://bucket/prefix"
+        )
+    return parts

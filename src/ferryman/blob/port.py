@@ -17,20 +17,27 @@ class Found(NamedTuple):
 
 
 class Blobs(Protocol):
-    """Bytes by name. Names are made of letters, digits, ``-``, ``.`` and ``/``. Thread-safe; all methods block.
+    """Bytes by name. A name is ``store/folder/file``, of letters, digits, ``-`` and ``.``, and begins with the store that
+    the blob is of. Thread-safe; all methods block.
 
-    All raise BlobError when the place cannot be reached or does not do its part.
+    All raise BlobError when the place cannot be reached or does not do its part, and MissingExtra without its library.
     """
 
     url: str
     """Without passwords, fit to be shown."""
+
+    def begin(self, store: str) -> None:
+        """Get ready for a store's first blob; once in its life, though it may be done again. From then on, a place that
+        shows no trace of the store is taken for another one, such as a directory where nothing is mounted."""
+        ...
 
     def put(self, name: str, data: bytes) -> None:
         """Keep these bytes; once this returns they are safe. Putting a name again replaces what it had, at once."""
         ...
 
     def get(self, name: str, most: int) -> bytes | None:
-        """What was put; None if there is nothing of this name. At most `most` + 1 bytes are read of it."""
+        """What was put; None if there is nothing of this name, though it is the right place. At most `most` + 1 bytes
+        are read of it."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:

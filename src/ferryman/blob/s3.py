@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ferryman.blob.port import Found
-from ferryman.errors import BlobError, MissingExtra
+from ferryman.errors import BlobError, FerrymanError, MissingExtra
 
 __all__ = ["S3Blobs"]
 
@@ -32,13 +32,16 @@ class S3Blobs:
         self._client: Any = None
         self._pid = 0
 
+    def begin(self, store: str) -> None:
+        """A bucket that is not there is an error by itself, and has no folders that would have to be made."""
+
     def put(self, name: str, data: bytes) -> None:
         with self._trouble(f"{len(data):,} bytes cannot be kept in"):
             self._open().put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data)
 
     def get(self, name: str, most: int) -> bytes | None:
-        client = self._open()
         with self._trouble(f"{name} cannot be read from"):
+            client = self._open()
             try:
                 answer = client.get_object(Bucket=self._bucket, Key=self._prefix + name)
             except client.exceptions.NoSuchKey:
@@ -50,7 +53,16 @@ class S3Blobs:
         for start in range(0, len(names), _DELETE_AT_ONCE):
             keys = [{"Key": self._prefix + name} for name in names[start : start + _DELETE_AT_ONCE]]
             with self._trouble(f"{len(keys)} blobs cannot be deleted from"):
-                self._open().delete_objects(Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True})
+                answer = self._open().delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": keys, "Quiet": True}
+                )
+                # Some services count what is not there as an error.
+                left = [each for each in answer.get("Errors", ()) if each.get("Code") != "NoSuchKey"]
+            if left:
+                raise BlobError(
+                    f"{len(left)} of {len(keys)} blobs cannot be deleted from {self.url}, "
+                    f"{left[0].get('Key')} for one: {left[0].get('Message') or left[0].get('Code')}"
+                )
 
     def list(self, prefix: str) -> Iterator[Found]:
         with self._trouble("the blobs cannot be listed of"):
@@ -86,9 +98,10 @@ class S3Blobs:
 
     @contextlib.contextmanager
     def _trouble(self, what: str) -> Iterator[None]:
-        import botocore.exceptions
-
         try:
             yield
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        except (FerrymanError, MemoryError):
+            raise
+        except Exception as error:
+            # boto3 has no root of its errors: an unusable endpoint, for one, is a ValueError.
             raise BlobError(f"{what} {self.url}: {error}") from error

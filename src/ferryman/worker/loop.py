@@ -14,12 +14,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
-from ferryman.worker.frames import Assignment
+from ferryman.worker.frames import Assignment, Kind, Returned
 from ferryman.worker.judge import (
     Stop,
     judge_cancelled,
@@ -29,11 +29,13 @@ from ferryman.worker.judge import (
     judge_value,
 )
 from ferryman.worker.outbox import Outbox
-from ferryman.worker.outside import fetch, has_large_result, is_outside, stow
+from ferryman.worker.outside import aside, fetch, has_large_result, is_outside, patience, stow
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
 __all__ = ["LoopTrack"]
+
+T = TypeVar("T")
 
 
 class _Run:
@@ -71,8 +73,10 @@ class LoopTrack:
         self._runs: dict[int, _Run] = {}
         self._cancels: dict[int, Stop] = {}
         """By serial number, of jobs that have not been started."""
-        self._moving: dict[int, asyncio.Task[None]] = {}
-        """By serial number, jobs whose arguments or results are on their way from or to a place outside the store."""
+        self._fetching: dict[int, asyncio.Future[Claim | Outcome | None]] = {}
+        """By serial number, arguments on their way from a place outside the store."""
+        self._stowing: set[asyncio.Future[Outcome | None]] = set()
+        """Results on their way there."""
         self._flushes_soon = False
         self._ends = False
         self._loop = asyncio.new_event_loop()
@@ -106,7 +110,8 @@ class LoopTrack:
         self._call(self._cancel, serial, Stop(Cancelled, reason))
 
     def finish(self) -> None:
-        """End the loop after the current jobs; the queue must be empty, so recall first."""
+        """End the loop after the current jobs; the queue must be empty, so recall first. Jobs whose arguments are being
+        fetched are given back."""
         self._call(self._finish)
 
     def abandon(self, reason: str) -> None:
@@ -136,28 +141,46 @@ class LoopTrack:
             except IndexError:
                 break  # The reader has recalled it.
             self._start(assignment, self._free.pop())
-        if self._ends and not self._runs and not self._moving:
+        if self._ends and not self._runs and not self._fetching and not self._stowing:
             self._loop.stop()
 
     def _start(self, assignment: Assignment, slot: int) -> None:
-        self._table.start(slot, assignment.serial)
-        if is_outside(assignment.claim):
-            self._moving[assignment.serial] = self._loop.create_task(self._fetch(assignment, slot))
-        else:
-            self._begin(assignment, slot, assignment.claim)
+        claim = assignment.claim
+        if not is_outside(claim):
+            self._begin(assignment, slot, claim)
+            return
+        if (stop := self._cancels.pop(assignment.serial, None)) is not None:
+            self._settle(slot, judge_cancelled(claim, stop.reason))
+            return
+        self._table.fetch(slot, assignment.serial)
+        fetching = self._aside(functools.partial(fetch, self._tasks[claim.task], claim))
+        self._fetching[assignment.serial] = fetching
+        fetching.add_done_callback(lambda done: self._fetched(assignment, slot, done.result()))
 
-    async def _fetch(self, assignment: Assignment, slot: int) -> None:
-        runnable = self._tasks[assignment.claim.task]
-        fetched = await runnable.app.aperform(fetch(runnable, assignment.claim))
-        self._moving.pop(assignment.serial, None)
-        if isinstance(fetched, Outcome):
-            self._settle(slot, fetched)
-        else:
+    def _fetched(self, assignment: Assignment, slot: int, fetched: Claim | Outcome | None) -> None:
+        """The claim with its arguments, or what becomes of the job without; None if it was called away."""
+        claim = assignment.claim
+        del self._fetching[assignment.serial]
+        if isinstance(fetched, Claim):
             self._begin(assignment, slot, fetched)
+        elif (stop := self._cancels.pop(assignment.serial, None)) is not None:
+            self._settle(slot, judge_cancelled(claim, stop.reason))
+        elif fetched is None:
+            self._outbox.post(Kind.RETURNED, [Returned(claim.id, claim.lease)])
+            self._free.append(slot)
+        else:
+            self._settle(slot, fetched)
         self._fill()
+
+    def _aside(self, call: Callable[[], T]) -> asyncio.Future[T | None]:
+        """What a call returns that never raises and may hang. None if nobody waits for it any more."""
+        future: asyncio.Future[T | None] = self._loop.create_future()
+        aside(call, lambda answer: self._call(_answer, future, answer))
+        return future
 
     def _begin(self, assignment: Assignment, slot: int, claim: Claim) -> None:
         """Decode, and have it run."""
+        self._table.start(slot, assignment.serial)
         runnable = self._tasks[claim.task]
         try:
             call = runnable.decode(claim)
@@ -213,13 +236,13 @@ class LoopTrack:
     async def _stowed(self, run: _Run, outcome: Outcome) -> Outcome:
         # It has ended: it must not be killed for taking long.
         self._table.finish(run.slot)
-        assert run.task is not None
-        self._moving[run.assignment.serial] = run.task
+        stowing = self._aside(functools.partial(stow, run.runnable, outcome))
+        self._stowing.add(stowing)
         try:
-            return await run.runnable.app.aperform(stow(run.runnable, outcome))
+            await asyncio.wait([stowing], timeout=patience(run.runnable, outcome))
         finally:
-            self._moving.pop(run.assignment.serial, None)
-            self._cancels.pop(run.assignment.serial, None)
+            self._stowing.discard(stowing)
+        return (stowing.result() if stowing.done() else None) or outcome
 
     def _settle(self, slot: int, outcome: Outcome) -> None:
         self._table.finish(slot)
@@ -239,7 +262,10 @@ class LoopTrack:
         run = self._runs.get(serial)
         if run is not None:
             self._stop(run, stop)
-        elif serial in self._moving or any(each.serial == serial for each in self._waiting.copy()):
+        elif serial in self._fetching:
+            self._cancels[serial] = stop
+            _answer(self._fetching[serial], None)
+        elif any(each.serial == serial for each in self._waiting.copy()):
             self._cancels[serial] = stop
 
     def _stop(self, run: _Run, stop: Stop) -> None:
@@ -254,12 +280,19 @@ class LoopTrack:
 
     def _finish(self) -> None:
         self._ends = True
+        for fetching in self._fetching.values():
+            _answer(fetching, None)
         self._fill()
 
     def _abandon(self, stop: Stop) -> None:
         for run in list(self._runs.values()):
             self._stop(run, stop)
-        for moving in list(self._moving.values()):
-            moving.cancel()
-        self._moving.clear()
+        for stowing in self._stowing:
+            _answer(stowing, None)
         self._finish()
+
+
+def _answer(future: asyncio.Future[T], answer: T) -> None:
+    """The first answer counts."""
+    if not future.done():
+        future.set_result(answer)

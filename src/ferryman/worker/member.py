@@ -202,7 +202,7 @@ class Member:
 
     def has_started(self, held: Held) -> bool:
         """Whether a job was started, as the shared memory tells, even after the executor's death."""
-        return held.serial <= self.launched.table.started_upto(held.track)
+        return self.launched.table.has_started(held.track, held.serial)
 
     def running(self) -> list[tuple[Held, float]]:
         """The jobs that run, with the seconds since they were started."""

@@ -1,17 +1,43 @@
-"""Payloads that lie outside the store, on their way into a task and out of it."""
+"""Payloads that lie outside the store, on their way into a task and out of it.
+
+Their place may fail in any way, and it may hang, as a share does whose server is away. So whatever it does becomes an
+answer, and it is asked in a thread of its own: whoever waits for the answer can be called away.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
 import msgspec
 
-from ferryman.errors import PayloadError, StoreError
-from ferryman.io.operation import Procedure
+from ferryman.errors import FerrymanError, PayloadError
 from ferryman.job import Claim, Outcome, OutcomeKind
 from ferryman.payload import is_reference
 from ferryman.worker.judge import describe, judge_put_off, judge_undecodable
 from ferryman.worker.runnable import Runnable
 
-__all__ = ["fetch", "has_large_result", "is_outside", "stow"]
+__all__ = ["aside", "fetch", "has_large_result", "is_outside", "patience", "stow"]
+
+_PATIENCE = 10.0
+"""Seconds until a result that the store can take is not kept from it any longer."""
+
+T = TypeVar("T")
+
+
+def aside(call: Callable[[], T], answer: Callable[[T], object]) -> None:
+    """Make a call that never raises in a thread of its own, and hand over there what it returned. The end of the
+    process does not wait for it."""
+
+    def serve() -> None:
+        answer(call())
+
+    try:
+        threading.Thread(target=serve, name="ferryman-outside", daemon=True).start()
+    except RuntimeError:
+        # There can be no more threads. This one can be called away less easily, that is all.
+        serve()
 
 
 def is_outside(claim: Claim) -> bool:
@@ -19,15 +45,16 @@ def is_outside(claim: Claim) -> bool:
     return is_reference(claim.args)
 
 
-def fetch(runnable: Runnable, claim: Claim) -> Procedure[Claim | Outcome]:
-    """The claim with the arguments themselves, or the outcome if they cannot be had: the job waits while their
-    place does not answer, and is dead if they are gone."""
+def fetch(runnable: Runnable, claim: Claim) -> Claim | Outcome:
+    """The claim with the arguments themselves, or the outcome if they cannot be had: the job is dead if they are gone,
+    and waits whatever else keeps them away."""
+    app = runnable.app
     try:
-        args = yield from runnable.app.payloads.fetch(claim.args)
-    except StoreError as error:
-        return judge_put_off(claim, f"its arguments cannot be fetched now: {error}")
+        args = app.perform(app.payloads.fetch(claim.args))
     except PayloadError as error:
         return judge_undecodable(claim, error)
+    except BaseException as error:
+        return judge_put_off(claim, f"its arguments cannot be fetched now: {_text(error)}")
     return msgspec.structs.replace(claim, args=args)
 
 
@@ -36,16 +63,30 @@ def has_large_result(runnable: Runnable, outcome: Outcome) -> bool:
     return runnable.app.payloads.is_large(outcome.result)
 
 
-def stow(runnable: Runnable, outcome: Outcome) -> Procedure[Outcome]:
-    """The outcome with a reference to its result. While the place for it fails, the result goes into the store,
-    unless it is too large for that: then it is lost and the job dead, since the work was done."""
-    result = outcome.result
+def stow(runnable: Runnable, outcome: Outcome) -> Outcome:
+    """The outcome with a reference to its result. If the place for it fails, the result goes into the store, unless it
+    is too large for that: then it is lost and the job dead, since the work was done."""
+    app, result = runnable.app, outcome.result
     assert result is not None
     try:
-        result = yield from runnable.app.payloads.stow(outcome.id, f"result-{outcome.lease}", result)
-    except StoreError as error:
-        if len(result) <= runnable.app.settings.max_payload:
+        reference = app.perform(app.payloads.stow(outcome.id, f"result-{outcome.lease}", result))
+    except BaseException as error:
+        if _fits_into_the_store(runnable, outcome):
             return outcome
-        problem = PayloadError(f"the task ran to its end, but its result is lost: {error}")
+        problem = PayloadError(f"the task ran to its end, but its result is lost: {_text(error)}")
         return Outcome(outcome.id, outcome.lease, OutcomeKind.DEAD, outcome.ran_us, error=describe(problem))
-    return msgspec.structs.replace(outcome, result=result)
+    return msgspec.structs.replace(outcome, result=reference)
+
+
+def patience(runnable: Runnable, outcome: Outcome) -> float | None:
+    """Seconds to wait for `stow` before the outcome is settled as it is; None for as long as it takes."""
+    return _PATIENCE if _fits_into_the_store(runnable, outcome) else None
+
+
+def _fits_into_the_store(runnable: Runnable, outcome: Outcome) -> bool:
+    return outcome.result is not None and len(outcome.result) <= runnable.app.settings.max_payload
+
+
+def _text(error: BaseException) -> str:
+    """What says enough for any error: the text of a MemoryError is empty."""
+    return str(error) if isinstance(error, FerrymanError) else f"{type(error).__name__}: {error}"

@@ -2,7 +2,8 @@
 
 Each track has a slot for each place: the serial number of the job that it runs or ran last, and since when
 it runs (0 if it does not). Since the jobs of a track are started in the order of their serial numbers,
-the largest one in its slots tells what was started and what was not.
+the largest one in its slots tells what was started and what was not; save those whose arguments are still being
+fetched, of which their own slots say so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from ferryman.worker.frames import Track
 __all__ = ["Running", "SlotTable", "monotonic_ms"]
 
 _SLOT_BYTES = 16
+
+_FETCHING = 1
+"""In the place of a start: the job is not started, its arguments are on their way."""
 
 
 class Running(NamedTuple):
@@ -62,6 +66,13 @@ class SlotTable:
         self._map.close()
         os.close(self.fd)
 
+    def fetch(self, slot: int, serial: int) -> None:
+        """A job will start here, once its arguments have been fetched."""
+        words = self._words
+        # In this order: the job that was here before must never look as if it had not been started.
+        words[2 * slot] = serial
+        words[2 * slot + 1] = _FETCHING
+
     def start(self, slot: int, serial: int) -> None:
         """A job starts here."""
         words = self._words
@@ -74,16 +85,26 @@ class SlotTable:
         self._words[2 * slot + 1] = 0
 
     def started_upto(self, track: Track) -> int:
-        """The largest serial number that was started on a track; 0 if there was none."""
+        """The largest serial number that was started, or fetched for, on a track; 0 if there was none."""
         first = self._first(track)
         return max(self._words[first : first + 2 * self.places : 2])
+
+    def has_started(self, track: Track, serial: int) -> bool:
+        """Whether a job of a track was started."""
+        first = self._first(track)
+        words = self._words[first : first + 2 * self.places].tolist()
+        if serial > max(words[::2]):
+            return False
+        return (serial, _FETCHING) not in zip(words[::2], words[1::2], strict=True)
 
     def running(self, track: Track) -> list[Running]:
         """What runs on a track at this moment, or ran when the executor was killed."""
         first = self._first(track)
         words = self._words[first : first + 2 * self.places].tolist()
         return [
-            Running(serial, since) for serial, since in zip(words[::2], words[1::2], strict=True) if since
+            Running(serial, since)
+            for serial, since in zip(words[::2], words[1::2], strict=True)
+            if since > _FETCHING
         ]
 
     def _first(self, track: Track) -> int:

@@ -27,13 +27,13 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ferryman.context import Cancelled, Context, SoftTimeout, Stopped
-from ferryman.job import Outcome
+from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
 from ferryman.worker.bell import Bell
-from ferryman.worker.frames import Assignment
+from ferryman.worker.frames import Assignment, Kind, Returned
 from ferryman.worker.judge import (
     Stop,
     judge_cancelled,
@@ -44,7 +44,7 @@ from ferryman.worker.judge import (
     judge_value,
 )
 from ferryman.worker.outbox import Outbox
-from ferryman.worker.outside import fetch, has_large_result, is_outside, stow
+from ferryman.worker.outside import aside, fetch, has_large_result, is_outside, patience, stow
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
@@ -57,7 +57,7 @@ _NOTHING = object()
 class _Place:
     """What one thread is at. Written by the thread, save `stop`, which belongs to who holds `lock`."""
 
-    __slots__ = ("cancelled", "deadline", "job", "lock", "slot", "stop", "thread")
+    __slots__ = ("cancelled", "deadline", "fetching", "job", "lock", "slot", "stop", "thread")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
@@ -71,6 +71,14 @@ class _Place:
         """When the job's soft timeout passes, by `time.monotonic`."""
         self.cancelled: threading.Event | None = None
         """What the job's context shows."""
+        self.fetching: _Fetching | None = None
+        """The job whose arguments it waits for."""
+
+
+class _Fetching(NamedTuple):
+    serial: int
+    answers: queue.SimpleQueue[Claim | Outcome | None]
+    """The first one counts; None calls the thread away."""
 
 
 class ThreadTrack:
@@ -94,6 +102,7 @@ class ThreadTrack:
         self._places = [_Place(slot) for slot in range(table.places)]
         self._cancels: dict[int, Stop] = {}
         """By serial number, until the job has ended."""
+        self._ends = False
         self._left = table.places
         self._left_lock = threading.Lock()
         self._timekeeper = _Timekeeper(self._places)
@@ -132,14 +141,22 @@ class ThreadTrack:
             job = place.job
             if job is not None and job.serial == serial:
                 _stop(place, job, stop)
+            fetching = place.fetching
+            if fetching is not None and fetching.serial == serial:
+                fetching.answers.put(None)
         if len(self._cancels) > _MAX_CANCELS:
             # Left over from jobs that ended while their cancel was on its way.
             self._cancels.pop(next(iter(self._cancels)))
 
     def finish(self) -> None:
-        """End each thread after its current job; the queue must be empty, so recall first."""
-        for _ in self._places:
+        """End each thread after its current job; the queue must be empty, so recall first. Jobs whose arguments are
+        being fetched are given back."""
+        # Told before looking, as in `cancel`.
+        self._ends = True
+        for place in self._places:
             self._inbox.put(None)
+            if (fetching := place.fetching) is not None:
+                fetching.answers.put(None)
 
     def abandon(self, reason: str) -> None:
         """Stop everything: nobody wants the outcomes."""
@@ -161,6 +178,8 @@ class ThreadTrack:
         place.thread = threading.get_ident()
         while (assignment := take()) is not None:
             outcome = self._attempt(place, assignment)
+            if outcome is None:
+                continue
             # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
             finish(place.slot)
             if outcome.result is not None:
@@ -175,22 +194,27 @@ class ThreadTrack:
 
     def _stowed(self, assignment: Assignment, outcome: Outcome) -> Outcome:
         runnable = self._tasks[assignment.claim.task]
-        if has_large_result(runnable, outcome):
-            return runnable.app.perform(stow(runnable, outcome))
-        return outcome
+        if not has_large_result(runnable, outcome):
+            return outcome
+        answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        aside(functools.partial(stow, runnable, outcome), answers.put)
+        try:
+            return answers.get(timeout=patience(runnable, outcome))
+        except queue.Empty:
+            return outcome
 
-    def _attempt(self, place: _Place, assignment: Assignment) -> Outcome:
-        """One job in its steps: fetch, decode, run, judge; the caller settles."""
+    def _attempt(self, place: _Place, assignment: Assignment) -> Outcome | None:
+        """One job in its steps: fetch, decode, run, judge; the caller settles. None if it was given back."""
         claim = assignment.claim
-        self._table.start(place.slot, assignment.serial)
         runnable = self._tasks.get(claim.task)
-        if runnable is None:
-            return judge_unknown(claim, self._app)
-        if is_outside(claim):
-            fetched = runnable.app.perform(fetch(runnable, claim))
-            if isinstance(fetched, Outcome):
+        if runnable is not None and is_outside(claim):
+            fetched = self._fetch(place, assignment, runnable)
+            if not isinstance(fetched, Claim):
                 return fetched
             claim = fetched
+        self._table.start(place.slot, assignment.serial)
+        if runnable is None:
+            return judge_unknown(claim, self._app)
         try:
             call = runnable.decode(claim)
             overrides = read_overrides(claim.options)
@@ -206,6 +230,27 @@ class ThreadTrack:
         if context is not None and context.completed:
             return judge_completed(runnable, overrides, claim, outcome)
         return outcome
+
+    def _fetch(self, place: _Place, assignment: Assignment, runnable: Runnable) -> Claim | Outcome | None:
+        """The claim with its arguments, or what becomes of the job without; None if it was given back."""
+        claim, serial = assignment.claim, assignment.serial
+        self._table.fetch(place.slot, serial)
+        place.fetching = _Fetching(serial, queue.SimpleQueue())
+        answers = place.fetching.answers
+        if self._ends or serial in self._cancels:
+            answers.put(None)
+        else:
+            aside(functools.partial(fetch, runnable, claim), answers.put)
+        fetched = answers.get()
+        place.fetching = None
+        if isinstance(fetched, Claim):
+            return fetched
+        stop = self._cancels.pop(serial, None)
+        if stop is not None:
+            return judge_cancelled(claim, stop.reason)
+        if fetched is None:
+            self._outbox.post(Kind.RETURNED, [Returned(claim.id, claim.lease)])
+        return fetched
 
     def _run(
         self,

@@ -15,7 +15,10 @@ from ferryman.errors import UnknownParent
 from ferryman.job import (
     FINISHED,
     PENDING,
+    Attempt,
+    ErrorInfo,
     Job,
+    Note,
     OutcomeKind,
     State,
     UniqueKey,
@@ -243,6 +246,30 @@ def test_pages_of_large_jobs_are_short(ferry: Ferry) -> None:
 
     assert len(page) < 5
     assert [parcel.job.id for parcel in all_of_them] == ids
+
+
+def test_pages_of_jobs_with_long_histories_are_short(ferry: Ferry) -> None:
+    error = ErrorInfo("ValueError", "boom", "x" * 16_000)
+    failed = [
+        Attempt(
+            number=1, kind=OutcomeKind.RETRY, worker=WorkerId("w1"), started_at=1, finished_at=1, error=error
+        )
+        for _ in range(150)
+    ]
+    notes = [Note(at=1, attempt=1, text="y" * 4_000) for _ in range(600)]
+    ids = ferry.add_many(8)
+    parcels = pack_all(ferry.store)
+    ferry.delete(*ids)
+    for number, parcel in enumerate(parcels):
+        told = {"notes": tuple(notes)} if number % 2 else {"attempts": tuple(failed)}
+        ferry.run(ferry.store.unpack([msgspec.structs.replace(parcel, **told)]))
+
+    page = ferry.run(ferry.store.pack((), 0, 100))
+    all_of_them = pack_all(ferry.store, page=100)
+
+    assert len(page) == 4
+    assert [parcel.job.id for parcel in all_of_them] == ids
+    assert [len(parcel.attempts) + len(parcel.notes) for parcel in all_of_them] == [150, 600] * 4
 
 
 def test_a_running_job_arrives_ready_with_its_attempt_given_back(ferry: Ferry) -> None:

@@ -9,27 +9,25 @@ import pytest
 
 from ferryman.clock import ManualClock
 from ferryman.config import BlobSettings
-from ferryman.errors import ConfigError, FerrymanError
+from ferryman.errors import ConfigError, FerrymanError, PayloadError
 from ferryman.io.operation import perform
 from ferryman.job import Job, JobId, OutcomeKind, State
-from ferryman.moving import mover
+from ferryman.moving import arriving, mover
 from ferryman.moving.mover import MOVED, Moved, Mover, Watch
 from ferryman.moving.record import LOCK, Record, read_record, write_record
 from ferryman.payload import Payloads, read_reference
 from ferryman.store.port import Store
-from ferryman.store.records import Filter, QueueSettings, Take
+from ferryman.store.records import Filter, QueueSettings, Retention, Take
 
 from .driver import ALL, LEASE, W1, Ferry, check_counts, new_job, worker_info
-from .stores import STORES
+from .stores import STORES, Candidate
 from .test_cargo import Alone, Ground, tell
 
 SHARED = [candidate for candidate in STORES if candidate.shared]
 
 
 @pytest.fixture
-def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    # Nobody claims beside these tests.
-    monkeypatch.setattr(mover, "_CLAIMS_END", 0)
+def ground(tmp_path: Path) -> Iterator[Ground]:
     ground = Ground(tmp_path)
     yield ground
     ground.close()
@@ -210,8 +208,7 @@ def test_two_moves_of_one_store_do_not_meet(ferry: Ferry, ground: Ground) -> Non
         ship(ferry.store, there)
 
 
-def test_a_store_is_not_moved_to_itself(shared_ferry: Ferry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mover, "_CLAIMS_END", 0)
+def test_a_store_is_not_moved_to_itself(shared_ferry: Ferry) -> None:
     job = shared_ferry.add()
     again = shared_ferry.reopen()
 
@@ -246,3 +243,262 @@ def test_payloads_outside_the_store_are_found_afterwards(
     assert perform(there.runner(), Payloads(settings, lambda: there).fetch(arrived.args)) == large
     assert moved.lost_payloads == 0
     assert not ferry.has(job.id)
+
+
+# -- while workers of the second store run what has arrived --------------------------------------------
+
+KEEP_NOTHING = Retention(succeeded=0, succeeded_count=0, dead=0, dead_count=0, other=0, other_count=0)
+
+
+def run_and_prune(after: Ferry) -> list[JobId]:
+    """What workers of the second store do meanwhile, if it is told to keep nothing that has finished."""
+    done = after.drain()
+    after.clock.advance(1)
+    after.run(after.store.prune(KEEP_NOTHING, ALL))
+    return done
+
+
+@pytest.mark.parametrize("target", SHARED, ids=lambda candidate: f"to-{candidate.name}")
+def test_jobs_that_end_in_the_second_store_are_kept_there_until_the_move_ends(
+    ground: Ground, target: Candidate
+) -> None:
+    ferry, after = ferry_on(ground.open(SHARED[0]), ground.clock), ferry_on(ground.open(target), ground.clock)
+    ids = ferry.add_many(1_200)
+    done: list[JobId] = []
+
+    def work(what: str, *_: object) -> None:
+        if what == "copied":
+            done.extend(run_and_prune(after))
+            assert len(done) <= len(ids)
+
+    ship(ferry.store, after.store, work)
+
+    assert done == ids
+    assert len(after.jobs()) == len(ids)
+    run_and_prune(after)
+    assert after.jobs() == []
+    assert ferry.jobs() == []
+
+
+def test_a_parent_that_has_ended_in_the_second_store_is_there_when_its_child_arrives(
+    ferry: Ferry, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "_PAGE", 1)
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    parent = ferry.add()
+    child = ferry.add(after=(parent,))
+    done: list[JobId] = []
+
+    def work(*_: object) -> None:
+        done.extend(run_and_prune(after))
+        assert len(done) <= 2
+
+    ship(ferry.store, after.store, work)
+
+    assert done == [parent, child]
+
+
+def test_a_mover_that_was_killed_has_a_day_to_be_started_again(ferry: Ferry, ground: Ground) -> None:
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    ids = ferry.add_many(2)
+
+    def die(what: str, *_: object) -> None:
+        if what == "copied":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ship(ferry.store, after.store, die)
+    done = run_and_prune(after)
+    ground.clock.advance(23 * 3_600)
+    done += run_and_prune(after)
+    ferry.run(ferry.store.unlock(LOCK, _owner(ferry)))
+    ship(ferry.store, after.store)
+    done += run_and_prune(after)
+
+    assert done == ids
+    assert after.jobs() == []
+
+
+def test_a_move_may_take_days(ferry: Ferry, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mover, "_PAGE", 1)
+    monkeypatch.setattr(arriving, "_RENEW", 0)
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    ids = ferry.add_many(4)
+    done: list[JobId] = []
+
+    def work(*_: object) -> None:
+        ground.clock.advance(20 * 3_600)
+        after.heartbeat()
+        done.extend(run_and_prune(after))
+        assert len(done) <= len(ids)
+
+    ship(ferry.store, after.store, work)
+
+    assert done == ids
+
+
+def test_one_that_is_given_up_keeps_finished_jobs_for_a_day_only(ferry: Ferry, ground: Ground) -> None:
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    ferry.add_many(2)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ship(ferry.store, after.store, die)
+    ground.clock.advance(24 * 3_600)
+    run_and_prune(after)
+
+    assert after.jobs() == []
+
+
+def test_one_move_to_a_store_may_end_while_another_goes_on(
+    ferry: Ferry, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "_PAGE", 1)
+    other, after = (
+        ferry_on(ground.open(SHARED[0]), ground.clock),
+        ferry_on(ground.open(SHARED[0]), ground.clock),
+    )
+    ids, others = ferry.add_many(3), other.add_many(2)
+    done: list[JobId] = []
+
+    def work(what: str, *_: object) -> None:
+        if what == "copied":
+            if not done:
+                ship(other.store, after.store)
+            done.extend(run_and_prune(after))
+            assert len(done) <= 5
+
+    ship(ferry.store, after.store, work)
+
+    assert sorted(done) == sorted([*ids, *others])
+    run_and_prune(after)
+    assert after.jobs() == []
+
+
+# -- children and their parents ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [1, 500])
+def test_a_child_waits_for_a_parent_in_a_queue_that_is_made_meanwhile(
+    ferry: Ferry, ground: Ground, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    monkeypatch.setattr(mover, "_PAGE", page)
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    first = ferry.add()
+    family: list[JobId] = []
+
+    def produce(what: str, *_: object) -> None:
+        if what == "waiting for running jobs" and not family:
+            # The queues that are to be paused are known by now.
+            parent = ferry.add(queue="new")
+            child = ferry.add(after=(parent,))
+            family.extend([parent, child, ferry.add(after=(child,))])
+            ferry.succeed(claim)
+
+    claim = ferry.take()
+    moved = ship(ferry.store, after.store, produce)
+
+    assert moved.jobs.total() == 3
+    assert after.drain() == family
+    assert ferry.state(first) is State.SUCCEEDED
+
+
+def test_an_ordered_key_keeps_its_order_over_a_queue_that_is_made_meanwhile(
+    ferry: Ferry, ground: Ground
+) -> None:
+    after = ferry_on(ground.open(SHARED[0]), ground.clock)
+    ferry.add()
+    claim = ferry.take()
+    line: list[JobId] = []
+
+    def produce(what: str, *_: object) -> None:
+        if what == "waiting for running jobs" and not line:
+            line.extend(ferry.add(queue=queue, key="k", ordered=True) for queue in ("new", "default"))
+            ferry.succeed(claim)
+        if what == "copied":
+            after.drain()
+
+    ship(ferry.store, after.store, produce)
+
+    ended = sorted(after.jobs(), key=lambda job: job.seq)
+    assert [job.id for job in ended] == line
+
+
+# -- pauses --------------------------------------------------------------------------------------------
+
+
+def paused_in(store: Store) -> set[str]:
+    return {queue.settings.name for queue in store.runner().run(store.queues()) if queue.paused}
+
+
+def test_a_second_move_does_not_pause_what_was_resumed_in_the_second_store(
+    ferry: Ferry, ground: Ground
+) -> None:
+    there = ground.open(SHARED[0])
+    ferry.run(ferry.store.pause(["default"], True))
+    ferry.add()
+    ship(ferry.store, there)
+    before = paused_in(there)
+    there.runner().run(there.pause(["default"], False))
+    late = ferry.add()
+
+    ship(ferry.store, there)
+
+    assert before == {"default"}
+    assert paused_in(there) == set()
+    assert paused_in(ferry.store) == {"default"}
+    assert late in jobs_of(there)
+
+
+# -- payloads that cannot be brought along -------------------------------------------------------------
+
+
+def stowed(ferry: Ferry, settings: BlobSettings) -> tuple[JobId, Path]:
+    """A job with large arguments, and where these lie."""
+    (job,) = perform(
+        ferry.runner,
+        Payloads(settings, lambda: ferry.store).stow_args([new_job(args=bytes(range(256)) * 40)]),
+    )
+    ferry.enqueue(job)
+    reference = read_reference(job.args)
+    assert reference is not None
+    assert settings.url is not None
+    return job.id, Path(settings.url.removeprefix("file://")) / reference.name
+
+
+def test_a_payload_that_is_gone_does_not_stop_a_move(ferry: Ferry, ground: Ground, tmp_path: Path) -> None:
+    there = ground.open(SHARED[0])
+    settings = BlobSettings(url=f"file://{tmp_path}/blobs", above=1_024)
+    job, path = stowed(ferry, settings)
+    path.unlink()
+
+    moved = Mover(ferry.store, there, settings, history=False, watch=nothing).run()
+
+    assert moved.lost_payloads == 1
+    assert job in jobs_of(there)
+
+
+@pytest.mark.parametrize("why", ["damaged", "too large"])
+def test_a_payload_that_is_there_and_cannot_be_had_stops_a_move(
+    ferry: Ferry, ground: Ground, tmp_path: Path, why: str
+) -> None:
+    there = ground.open(SHARED[0])
+    settings = BlobSettings(url=f"file://{tmp_path}/blobs", above=1_024)
+    told = settings if why == "damaged" else BlobSettings(url=settings.url, above=1_024, max_payload=2_048)
+    job, path = stowed(ferry, settings)
+    whole = path.read_bytes()
+    if why == "damaged":
+        path.write_bytes(b"x" * len(whole))
+
+    with pytest.raises(PayloadError, match=f"job {job} cannot be brought along"):
+        Mover(ferry.store, there, told, history=False, watch=nothing).run()
+    before = ferry.has(job)
+    path.write_bytes(whole)
+    ferry.run(ferry.store.unlock(LOCK, _owner(ferry)))
+    moved = Mover(ferry.store, there, settings, history=False, watch=nothing).run()
+
+    assert before
+    assert moved.lost_payloads == 0
+    assert job in jobs_of(there)

@@ -104,6 +104,14 @@ def test_a_pruning_says_whether_there_may_be_more(ferry: Ferry) -> None:
     assert answers == [Pruned(2, more=True), Pruned(2, more=True), Pruned(1, more=False)]
 
 
+def test_a_pruning_of_too_many_says_whether_there_may_be_more(ferry: Ferry) -> None:
+    _finished(ferry, OutcomeKind.SUCCEEDED, 5)
+
+    answers = [ferry.run(ferry.store.prune(Retention(succeeded_count=1), 2)) for _ in range(3)]
+
+    assert answers == [Pruned(2, more=True), Pruned(2, more=True), Pruned(0, more=False)]
+
+
 def test_nothing_that_has_ended_is_pruned_while_jobs_are_moved_here(ferry: Ferry) -> None:
     (job,) = _finished(ferry, OutcomeKind.SUCCEEDED)
     ferry.run(ferry.store.kv_put(ARRIVING, b"", expected=None, ttl=10 * HOUR))

@@ -28,7 +28,7 @@ def backup(target: Target, file: Path, force: bool) -> None:
     """Write all jobs of a store into one file, with results, history, queue settings and pauses.
 
     Producers and workers may go on: each job is in the file as it was at one moment, but not all at the same one. The file
-    appears under its name when it is whole and has been read once more.
+    appears under its name when it is whole and has been read once more; what had that name is there until then.
 
     \b
     Examples:
@@ -50,10 +50,12 @@ def backup(target: Target, file: Path, force: bool) -> None:
         _show(saved.counts)
         say(f"{saved.jobs:,} jobs in {file} ({saved.size:,} bytes), verified by reading it")
     if saved.left_outside:
-        warn(
-            f"{saved.left_outside:,} jobs have payloads outside the store, which are not in the file; set blobs.url to have "
-            "them in it"
+        why = (
+            "set blobs.url to have them in it"
+            if target.settings.blobs.url is None
+            else "they are not in their place any more"
         )
+        warn(f"{saved.left_outside:,} jobs have payloads outside the store, which are not in the file; {why}")
 
 
 @click.command()
@@ -85,7 +87,7 @@ def restore(target: Target, file: Path, merge: bool, yes: bool) -> None:
         yes,
     )
     with watching() as watch:
-        restored = work.restore(store, file, target.settings.blobs, watch, merge=merge)
+        restored = work.restore(store, file, target.settings, watch, merge=merge)
     if target.json:
         json_line({"jobs": restored.jobs, "new": restored.new, **_by_state(restored.counts)})
     else:

@@ -27,7 +27,7 @@ def migrate(target: Target, sql: bool) -> None:
     \b
     Examples:
       ferryman migrate --url postgresql://localhost/shop
-      ferryman migrate --sql | psql shop            for a user with more rights than the workers have
+      ferryman migrate --sql | psql -v ON_ERROR_STOP=1 shop   for a user with more rights than the workers have
     """
     url = target.app.settings.url
     migrations = find_migrations(url)

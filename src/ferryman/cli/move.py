@@ -32,8 +32,8 @@ def move(target: Target, source: str, goal: str, history: bool, yes: bool, anew:
     """Move all jobs that may run again, dead letters too, from one store to another; both are URLs.
 
     The queues of FROM are paused until the end, and what runs there is waited for. Jobs are deleted in FROM when they have
-    been seen in TO. Producers may go on meanwhile. A move that was killed is begun again by the same command: no job
-    is lost, and none runs twice.
+    been seen in TO, which deletes no finished jobs until the end. Producers may go on meanwhile. A move that was killed is
+    begun again by the same command, within a day: no job is lost, and none runs twice.
 
     \b
     Examples:

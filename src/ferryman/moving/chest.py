@@ -7,6 +7,7 @@ jobs there are; between them lie chunks of parcels. So a file that was cut off o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, Self
 
 import msgspec
 
-from ferryman.errors import StoreCorrupt, StoreUnavailable, StoreVersionError
+from ferryman.errors import StoreCorrupt, StoreError, StoreUnavailable, StoreVersionError
 from ferryman.store.cargo import Parcel
 from ferryman.store.records import QueueRecord
 
@@ -62,7 +63,7 @@ _decode_end = msgspec.msgpack.Decoder(_End).decode
 
 
 class ChestWriter:
-    """Writes a backup under another name, and gives it its own when it is whole and on the disk."""
+    """Writes a backup under another name, and gives it its own when it is on the disk and has been read once more."""
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path = path
@@ -74,8 +75,12 @@ class ChestWriter:
         except OSError as error:
             raise StoreUnavailable(f"the file {str(path)!r} cannot be written: {error.strerror}") from error
         self._stream = os.fdopen(descriptor, "wb")
-        self._write(_MAGIC + b"%d\n" % FORMAT)
-        self._frame(_HEADER, _encode(header))
+        try:
+            self._write(_MAGIC + b"%d\n" % FORMAT)
+            self._frame(_HEADER, _encode(header))
+        except BaseException:
+            self._let_go()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -83,11 +88,11 @@ class ChestWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._close()
-        else:
-            self._stream.close()
-            self._part.unlink(missing_ok=True)
+        try:
+            if kind is None:
+                self._close()
+        finally:
+            self._let_go()
 
     def put(self, parcels: Sequence[Parcel]) -> None:
         """Add a chunk."""
@@ -96,31 +101,49 @@ class ChestWriter:
         self._chunks += 1
 
     def _close(self) -> None:
-        try:
-            self._frame(_END, _encode(_End(self._jobs, self._chunks)))
+        self._frame(_END, _encode(_End(self._jobs, self._chunks)))
+        with self._disk_may_fail():
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._stream.close()
+        try:
+            ChestReader(self._part).check()
+        except StoreCorrupt as error:
+            raise StoreCorrupt(
+                f"the file {str(self._path)!r} was not written: its disk does not give back what was put there ({error})"
+            ) from error
+        with self._disk_may_fail():
             self._part.replace(self._path)
             folder = os.open(self._path.absolute().parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        except OSError as error:
+
+    def _let_go(self) -> None:
+        """Leave nothing of what has not got its name. On a full disk, even closing it fails."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
             self._part.unlink(missing_ok=True)
-            raise StoreUnavailable(
-                f"the file {str(self._path)!r} cannot be written: {error.strerror}"
-            ) from error
 
     def _frame(self, kind: bytes, content: bytes) -> None:
+        if len(content) >= _MOST:
+            raise StoreError(
+                f"a backup can hold no job of {len(content):,} bytes; {_MOST:,} is the most that it takes"
+            )
         squeezed = zlib.compress(content, _LEVEL)
         self._write(kind + len(squeezed).to_bytes(4) + _digest(kind, squeezed))
         self._write(squeezed)
 
     def _write(self, data: bytes) -> None:
-        try:
+        with self._disk_may_fail():
             self._stream.write(data)
+
+    @contextlib.contextmanager
+    def _disk_may_fail(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StoreUnavailable(
                 f"the file {str(self._path)!r} cannot be written: {error.strerror}"
@@ -190,9 +213,10 @@ class ChestReader:
         if len(head) < _FRAME:
             raise self._damaged("it was cut off")
         kind, size = head[:1], int.from_bytes(head[1:5])
-        content = stream.read(size)
-        if len(content) < size:
+        # No digest is over the size, and what it says would be made room for.
+        if size > os.fstat(stream.fileno()).st_size - stream.tell():
             raise self._damaged("it was cut off")
+        content = stream.read(size)
         if kind not in kinds or _digest(kind, content) != head[5:]:
             raise self._damaged("a checksum is wrong")
         try:

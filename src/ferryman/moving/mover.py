@@ -1,9 +1,10 @@
 """The move: all jobs of one store to another, while producers go on, and safely begun again after a crash.
 
 The queues of the first store are paused and what runs is waited for. Then in rounds: jobs are copied page by page in order of
-arrival; what is found in the second store is forgotten in the first, the youngest first; until nothing is left. A job is
-forgotten only when it was seen in its new place, and its id is known there: so a crash at any moment loses none and
-doubles none, as long as the first store stays paused, which it does until the end.
+arrival, none before the parents that it waits for; what is found in the second store is forgotten in the first, the youngest
+first; until nothing is left. A job is forgotten only when it was seen in its new place, and its id is known there: so a crash
+at any moment loses none and doubles none, as long as the first store stays paused, which it does until the end, and the
+second one deletes no finished jobs, which it does not for a day after it last heard from the move.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -20,6 +22,7 @@ from ferryman.config import BlobSettings
 from ferryman.errors import ConfigError, FerrymanError
 from ferryman.io.operation import Operation
 from ferryman.job import FINISHED, PENDING, Job, JobId, State
+from ferryman.moving.arriving import Arriving
 from ferryman.moving.outside import Outside, lies_outside
 from ferryman.moving.queues import hand_over
 from ferryman.moving.record import LOCK, LOCK_TTL, Record, read_record, write_record
@@ -39,8 +42,6 @@ _HISTORY = (*MOVED, State.SUCCEEDED, State.CANCELLED, State.EXPIRED)
 
 _PAGE = 500
 _LOOK_AGAIN = 0.25
-_CLAIMS_END = 1.0
-"""Seconds after a pause in which a claim that had begun before it has ended, too."""
 _BARREN = 200
 """Rounds that came to nothing, one after the other, before it is given up."""
 
@@ -128,15 +129,20 @@ class Mover:
             if is_dead_neighbour(known.mover, place()):
                 self._here(self.here.unlock(LOCK, known.owner))
         self._hold_lock()
-        paused = [queue.settings.name for queue in self._here(self.here.queues()) if queue.paused]
-        record = Record.new(self._owner, self.there.url, tuple(paused) if known is None else known.paused)
+        if known is None:
+            paused = [queue.settings.name for queue in self._here(self.here.queues()) if queue.paused]
+            record = Record.new(self._owner, self.there.url, tuple(paused))
+        else:
+            record = Record.new(self._owner, self.there.url, known.paused, known.name)
         write_record(self.here, record)
+        self._arriving = Arriving(self.there, record.name)
         found = read_record(self.there)
         if found is not None and found.owner == self._owner:
             self._end(record)
             raise ConfigError(
                 f"{self.here.url} and {self.there.url} are the same store; there is nothing to move"
             )
+        self._hold()
         return record
 
     def _end(self, record: Record) -> None:
@@ -144,8 +150,14 @@ class Mover:
         resumed = sorted(self._paused - set(record.paused))
         if resumed:
             self._here(self.here.pause(resumed, False))
+        self._arriving.end()
         self._here(self.here.kv_delete(Record.KEY))
         self._here(self.here.unlock(LOCK, self._owner))
+
+    def _hold(self) -> None:
+        """Stay at it, for both stores to know."""
+        self._hold_lock()
+        self._arriving.keep_up()
 
     def _hold_lock(self) -> None:
         if self._here(self.here.lock(LOCK, self._owner, LOCK_TTL)) is None:
@@ -166,12 +178,13 @@ class Mover:
         self._here(self.here.pause(names, True))
         hand_over(fresh, set(names) & set(record.paused), self.there)
         self._paused.update(names)
-        time.sleep(_CLAIMS_END)
+        # Waits for claims that have not seen this.
+        self._here(self.here.pack((State.RUNNING,), 0, 1))
 
     def _wait_until_idle(self) -> None:
         """Until nothing runs; jobs of workers that are dead are taken back, and so wait again."""
         while True:
-            self._hold_lock()
+            self._hold()
             running = self._count((State.RUNNING,), self._paused)
             if not running:
                 return
@@ -185,30 +198,28 @@ class Mover:
     # -- a round --------------------------------------------------------------------------------------
 
     def _copy(self) -> tuple[int, list[_Page]]:
-        """Copy what is in paused queues. Answers how many jobs are new in the second store, and all that were met."""
+        """Copy all up to the first job of a queue that was made since the pause: what came after that may depend on it.
+        Answers how many jobs are new in the second store, and all that must be there now."""
         total, after, seen, copied = self._left(), 0, 0, 0
         pages: list[_Page] = []
         while True:
-            self._hold_lock()
+            self._hold()
             met = self._here(self.here.pack(self._states, after, _PAGE))
             if not met:
                 return copied, pages
             after = met[-1].seq
             seen += len(met)
-            parcels = [parcel for parcel in met if parcel.job.queue in self._paused]
-            copied += self._send(parcels)
+            known = list(takewhile(lambda parcel: parcel.job.queue in self._paused, met))
+            self._send_parents(known)
+            parcels = self._without_orphans(known)
+            copied += self._unpack(parcels)
             pages.append(_Page.of(parcels))
             self._watch("copied", seen, max(total, seen))
+            if len(known) < len(met):
+                return copied, pages
 
-    def _send(self, parcels: Sequence[Parcel]) -> int:
-        if not parcels:
-            return 0
-        parents = list(self._parents_of(parcels))
-        self.moved.parents += self._unpack(parents)
-        return self._unpack(parcels)
-
-    def _parents_of(self, parcels: Sequence[Parcel]) -> Iterator[Parcel]:
-        """Finished parents of unfinished jobs, which are not of this page."""
+    def _send_parents(self, parcels: Sequence[Parcel]) -> None:
+        """Copy finished parents of unfinished jobs, which are not of this page."""
         among = {parcel.job.id for parcel in parcels}
         wanted = {
             parent for parcel in parcels if parcel.state in PENDING for parent in parcel.job.after
@@ -218,16 +229,33 @@ class Mover:
             page = self._here(self.here.pack(tuple(FINISHED), after, _PAGE, ids))
             if not page:
                 break
-            yield from page
+            self.moved.parents += self._unpack(page)
+            self._sent_parents.update(parcel.job.id for parcel in page)
             after = page[-1].seq
-        self._sent_parents |= wanted
+
+    def _without_orphans(self, parcels: Sequence[Parcel]) -> list[Parcel]:
+        """All but those that wait for a parent that has not gone ahead of them: it runs after all, or its arrival was
+        committed late. The next round has both."""
+        among = {parcel.job.id for parcel in parcels}
+        awaited = {parent for parcel in parcels for parent in parcel.waits_for} - among
+        awaited -= _ids_in(self.there, awaited)
+        held = _ids_in(self.here, awaited)
+        if not held:
+            return list(parcels)
+        ready: list[Parcel] = []
+        for parcel in parcels:
+            if held.isdisjoint(parcel.waits_for):
+                ready.append(parcel)
+            else:
+                held.add(parcel.job.id)
+        return ready
 
     def _unpack(self, parcels: Sequence[Parcel]) -> int:
         self._outside.demand(parcels)
         large = [parcel.job.id for parcel in parcels if lies_outside(parcel)]
         if large:
             # One that is there already may have got other payloads since.
-            known = {job.id for job in self._there(self.there.find(Filter(ids=tuple(large)), len(large)))}
+            known = _ids_in(self.there, large)
             parcels = [self._forward(parcel) for parcel in parcels if parcel.job.id not in known]
         fresh = self._there(self.there.unpack(parcels))
         return sum(fresh)
@@ -235,21 +263,17 @@ class Mover:
     def _forward(self, parcel: Parcel) -> Parcel:
         if not lies_outside(parcel):
             return parcel
-        self._hold_lock()
+        self._hold()
         return self._outside.forward(parcel)
 
     def _forget(self, pages: list[_Page]) -> int:
         """Forget what is in its new place, the youngest first. Answers how many jobs."""
         total, forgotten = sum(len(page.ids) for page in pages) // 16, 0
         while pages:
-            self._hold_lock()
+            self._hold()
             page = pages.pop()
             ids = page.split()
-            there = (
-                {job.id for job in self._there(self.there.find(Filter(ids=tuple(ids)), len(ids)))}
-                if ids
-                else ()
-            )
+            there = _ids_in(self.there, ids)
             found = [id_ for id_ in ids if id_ in there]
             gone = self._here(self.here.forget(found))
             self.moved.jobs.update(page.kinds)
@@ -281,3 +305,10 @@ class Mover:
 
     def _there(self, operation: Operation[T]) -> T:
         return self.there.runner().run(operation)
+
+
+def _ids_in(store: Store, ids: Collection[JobId]) -> set[JobId]:
+    """Those that a store has."""
+    run, asked = store.runner().run, sorted(ids)
+    pages = [tuple(asked[start : start + _PAGE]) for start in range(0, len(asked), _PAGE)]
+    return {job.id for page in pages for job in run(store.find(Filter(ids=page), len(page)))}

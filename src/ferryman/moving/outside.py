@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ferryman.blob.open import open_blobs
 from ferryman.config import BlobSettings
 from ferryman.errors import ConfigError, PayloadError
 from ferryman.io.operation import perform
+from ferryman.job import JobId, new_id
 from ferryman.payload import Payloads, is_reference, read_reference
 from ferryman.store.cargo import Parcel
 from ferryman.store.port import Store
@@ -30,6 +32,7 @@ class Outside:
         self.lost = 0
         """Payloads that were not in their place any more: their jobs keep the reference."""
         self._payloads = Payloads(settings, lambda: store)
+        self._blobs = None if settings.url is None else open_blobs(settings.url)
         self._runner = store.runner()
 
     def demand(self, parcels: Sequence[Parcel]) -> None:
@@ -41,37 +44,51 @@ class Outside:
             )
 
     def bring_in(self, parcel: Parcel) -> Parcel:
-        """The same with all payloads in itself."""
-        return self._with(parcel, self._fetched(parcel.job.args), self._fetched(parcel.result))
+        """The same with all payloads in itself. Raises PayloadError if one is there and cannot be had."""
+        id_ = parcel.job.id
+        return _with(parcel, self._fetched(id_, parcel.job.args), self._fetched(id_, parcel.result))
 
-    def put_out(self, parcel: Parcel, like: Parcel | None = None) -> Parcel:
-        """The same with its large payloads in their place, under the name of this store. `like` is the job as it was
-        before: its payloads' names say what they are."""
-        like = like or parcel
-        args = self._stowed(parcel, parcel.job.args, like.job.args, "args")
-        return self._with(parcel, args, self._stowed(parcel, parcel.result, like.result, "result"))
+    def put_out(self, parcel: Parcel) -> Parcel:
+        """The same with its large payloads in their place, under the name of this store."""
+        id_ = parcel.job.id
+        args = self._stowed(id_, "args", parcel.job.args)
+        return _with(parcel, args, self._stowed(id_, "result", parcel.result))
 
     def forward(self, parcel: Parcel) -> Parcel:
         """The same with its payloads copied: from the name of the store that it leaves to the name of this one."""
-        return self.put_out(self.bring_in(parcel), parcel)
+        return self.put_out(self.bring_in(parcel))
 
-    def _with(self, parcel: Parcel, args: bytes | None, result: bytes | None) -> Parcel:
-        job = msgspec.structs.replace(parcel.job, args=args or b"")
-        return msgspec.structs.replace(parcel, job=job, result=result)
-
-    def _fetched(self, payload: bytes | None) -> bytes | None:
+    def _fetched(self, job: JobId, payload: bytes | None) -> bytes | None:
         if payload is None or not is_reference(payload):
             return payload
         try:
             return perform(self._runner, self._payloads.fetch(payload))
-        except PayloadError:
+        except PayloadError as error:
+            # The job would be forgotten where it was, and then its payload, too.
+            if not self._is_gone(payload):
+                raise PayloadError(
+                    f"job {job} cannot be brought along: {error}. Nothing is lost: mend that, or delete the job, and "
+                    "begin again"
+                ) from error
             self.lost += 1
             return payload
 
-    def _stowed(self, parcel: Parcel, payload: bytes | None, before: bytes | None, what: str) -> bytes | None:
+    def _is_gone(self, payload: bytes) -> bool:
+        try:
+            reference = read_reference(payload)
+        except PayloadError:
+            return True  # Nobody can tell what it names.
+        return (
+            reference is not None and self._blobs is not None and self._blobs.get(reference.name, 0) is None
+        )
+
+    def _stowed(self, job: JobId, what: str, payload: bytes | None) -> bytes | None:
         if payload is None or is_reference(payload):
             return payload
-        reference = read_reference(before)
-        if reference is not None:
-            what = reference.name.rpartition("/")[2].partition(".")[2] or what
-        return perform(self._runner, self._payloads.stow(parcel.job.id, what, payload))
+        # A name that nobody has used: a sweeper may be about to delete what the job had here before.
+        return perform(self._runner, self._payloads.stow(job, f"{what}-{new_id()}", payload))
+
+
+def _with(parcel: Parcel, args: bytes | None, result: bytes | None) -> Parcel:
+    job = msgspec.structs.replace(parcel.job, args=args or b"")
+    return msgspec.structs.replace(parcel, job=job, result=result)

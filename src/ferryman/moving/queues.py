@@ -11,7 +11,8 @@ __all__ = ["hand_over"]
 
 
 def hand_over(settings: Sequence[QueueSettings], paused: Collection[str], there: Store) -> None:
-    """Give a store the settings of queues for which it has none of its own, and pause these queues there."""
+    """Give a store the settings of queues for which it has none of its own, and pause those of which it never had jobs:
+    whether the others run is for those to say who use it."""
     runner = there.runner()
     known = {queue.settings.name: queue.settings for queue in runner.run(there.queues())}
     told = [
@@ -21,8 +22,9 @@ def hand_over(settings: Sequence[QueueSettings], paused: Collection[str], there:
     ]
     if told:
         runner.run(there.declare(told))
-    if paused:
-        runner.run(there.pause(sorted(paused), True))
+    stopped = set(paused) - {lane.queue for lane in runner.run(there.lanes())}
+    if stopped:
+        runner.run(there.pause(sorted(stopped), True))
 
 
 def _is_usual(settings: QueueSettings) -> bool:

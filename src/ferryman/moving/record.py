@@ -33,15 +33,17 @@ class Record(msgspec.Struct, frozen=True):
     """Queues that were paused before."""
     mover: WorkerInfo
     """The process that moves."""
+    name: str = ""
+    """Of the move itself; it stays the same when it is begun again."""
 
     @classmethod
-    def new(cls, owner: str, to: str, paused: tuple[str, ...]) -> Record:
+    def new(cls, owner: str, to: str, paused: tuple[str, ...], name: str = "") -> Record:
         """Of a move by this process."""
         info = WorkerInfo(
             id=WorkerId(owner), host=socket.gethostname(), place=place(), pid=os.getpid(),
             pid_birth=process_birth(os.getpid()), queues=(), tasks=(), concurrency=0,
         )  # fmt: skip
-        return cls(owner, to, paused, info)
+        return cls(owner, to, paused, info, name or owner)
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -13,7 +13,7 @@ from ferryman.job import FINISHED, Attempt, JobId, NewJob, Note, State, WorkerId
 __all__ = ["MOST_BYTES", "Moving", "Parcel", "landed"]
 
 MOST_BYTES = 8 * 1024 * 1024
-"""Arguments and results that one `Moving.pack` answers, about: so that a page of large jobs fits into memory."""
+"""What the parcels of one `Moving.pack` have together, about: so that a page of large jobs fits into memory."""
 
 
 class Parcel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -49,8 +49,18 @@ class Parcel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def size(self) -> int:
-        """Bytes of its arguments and result."""
-        return len(self.job.args) + len(self.result or b"")
+        """Bytes of its arguments, result and history, about."""
+        return (
+            len(self.job.args)
+            + len(self.result or b"")
+            + sum([_size_of(attempt) for attempt in self.attempts])
+            + sum([len(note.text) for note in self.notes])
+        )
+
+
+def _size_of(attempt: Attempt) -> int:
+    error, size = attempt.error, len(attempt.reason or "")
+    return size if error is None else size + len(error.type) + len(error.message) + len(error.traceback)
 
 
 class Moving(Protocol):
@@ -65,6 +75,9 @@ class Moving(Protocol):
         Up to `limit`, and fewer if they are large (about `MOST_BYTES`); none only if there are no more. Each job is
         as it was at one moment. Jobs that arrive meanwhile come at the end, but for those of transactions that were open
         for long: begin again until nothing new is found.
+
+        The first page (`after` 0, without `ids`) is answered when all claims have ended that were under way: no job of a
+        queue that was paused before begins to run after that.
         """
         ...
 

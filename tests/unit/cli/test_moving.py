@@ -5,20 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from ferryman.app import App
 from ferryman.job import State
-from ferryman.moving import mover
 from ferryman.store.records import Filter
 
 from .conftest import Quay
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody claims beside these tests.
-    monkeypatch.setattr(mover, "_CLAIMS_END", 0)
 
 
 def states_in(url: str) -> list[State]:

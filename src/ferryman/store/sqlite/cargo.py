@@ -52,6 +52,20 @@ CASE WHEN j.result_until <= ? THEN NULL ELSE b.result END, b.tenant, b.tags, b.u
 
 _SIZES = "j.seq, length(b.args) + coalesce(length(b.result), 0)"
 
+# Job by job, with their histories, until those before are enough: these may be larger than all else, and long to add up.
+_PAGE = """
+WITH RECURSIVE page (place, seq, before) AS (
+    SELECT 0, json_extract(?1, '$[0][0]'), 0
+    UNION ALL
+    SELECT place + 1, json_extract(?1, '$[' || (place + 1) || '][0]'), before
+        + json_extract(?1, '$[' || place || '][1]')
+        + (SELECT coalesce(sum(coalesce(length(error), 0) + coalesce(length(reason), 0)), 0)
+            FROM ferryman_attempt a WHERE a.seq = page.seq)
+        + (SELECT coalesce(sum(length(text)), 0) FROM ferryman_note n WHERE n.seq = page.seq)
+    FROM page WHERE seq IS NOT NULL AND before < ?2
+) SELECT seq FROM page WHERE seq IS NOT NULL AND before < ?2
+"""
+
 _OF = "WHERE {0} IN (SELECT value FROM json_each(?))"
 
 _ATTEMPTS = f"""
@@ -71,14 +85,8 @@ def pack(
 ) -> Requests[list[Parcel]]:
     which = Filter(ids=tuple(ids), states=tuple(states))
     sizes = yield matching(which, _SIZES, extra="j.seq > ?", extra_params=(after,), limit=limit)
-    seqs: list[int] = []
-    total = 0
-    for seq, size in sizes:
-        seqs.append(seq)
-        total += size
-        if total >= MOST_BYTES:
-            break
-    wanted = seqs_param(seqs)
+    page = yield Query(_PAGE, (json.dumps(sizes), MOST_BYTES))
+    wanted = seqs_param([seq for (seq,) in page])
     rows = yield Query(
         f"SELECT {_COLUMNS} FROM ferryman_job j JOIN ferryman_body b ON b.seq = j.seq"  # noqa: S608
         " JOIN ferryman_lane l ON l.id = j.lane JOIN ferryman_task t ON t.id = j.task"

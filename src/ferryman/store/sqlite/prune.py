@@ -47,8 +47,8 @@ def prune(now: int, retention: Retention, limit: int) -> Requests[Pruned]:
         if excess > 0:
             taken = {row[0] for row in rows}
             for state in states:
-                more = yield Query(_OLD, (int(state), _ANY_TIME, min(limit, excess + len(taken))))
-                fresh = [row for row in more if row[0] not in taken][: max(0, min(excess, limit - len(rows)))]
+                beyond = yield Query(_OLD, (int(state), _ANY_TIME, min(limit, excess + len(taken))))
+                fresh = [row for row in beyond if row[0] not in taken][: max(0, min(excess, limit - len(rows)))]
                 rows += fresh
                 excess -= len(fresh)
     yield from erase(ledger, rows)

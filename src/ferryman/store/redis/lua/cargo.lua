@@ -63,13 +63,23 @@ local function history(has_some, name)
     return has_some and book.range('LRANGE', book.full(name), 0, -1) or {}
 end
 
+local function bytes_of(texts)
+    local bytes = 0
+    for _, text in ipairs(texts) do
+        bytes = bytes + #text
+    end
+    return bytes
+end
+
+-- The parcel, and about how many bytes it has.
 local function packed(card)
     local parents, waits = parents_of(card)
     local is_over = card.result_until > 0 and card.result_until <= book.now
+    local attempts = history(card.has_attempts, 'attempts:' .. card.id)
+    local notes = history(card.has_notes, 'notes:' .. card.id)
     return {
-        facts_of(card), book.body(card), not is_over and card.result or false, parents, waits,
-        history(card.has_attempts, 'attempts:' .. card.id), history(card.has_notes, 'notes:' .. card.id),
-    }
+        facts_of(card), book.body(card), not is_over and card.result or false, parents, waits, attempts, notes,
+    }, #card.record + #(card.result or '') + bytes_of(attempts) + bytes_of(notes)
 end
 
 -- ARGV: MessagePack of a filter; limit; after which spot; how many bytes are enough. Answers where to go on with a further
@@ -81,8 +91,9 @@ book.verb('pack', function(args)
     local found, on = filters.matching(which, filters.ALL, math.min(limit, ENOUGH), {from = from})
     local answer, size = {on or ''}, 0
     for index, card in ipairs(found) do
-        answer[index + 1] = packed(card)
-        size = size + #card.record + #(card.result or '')
+        local bytes
+        answer[index + 1], bytes = packed(card)
+        size = size + bytes
         if size >= most then
             answer[1] = card.spot
             break

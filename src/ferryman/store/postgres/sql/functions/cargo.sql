@@ -15,6 +15,9 @@ DECLARE
     bytes bigint;
     size_ bigint := 0;
 BEGIN
+    IF p_after = 0 AND p_ids IS NULL THEN
+        PERFORM wait_for_claims();
+    END IF;
     IF p_ids IS NOT NULL THEN
         OPEN walk FOR
             SELECT o.seq, octet_length(o.args) + coalesce(octet_length(o.result), 0) FROM job o
@@ -30,10 +33,42 @@ BEGIN
         FETCH walk INTO seq_, bytes;
         EXIT WHEN NOT found;
         RETURN NEXT seq_;
-        size_ := size_ + bytes;
+        size_ := size_ + bytes + history_size(seq_);
         EXIT WHEN size_ >= p_most;
     END LOOP;
     CLOSE walk;
+END $$;
+
+-- Without reading what lies in other pages of the table because it is large.
+CREATE OR REPLACE FUNCTION history_size(p_seq bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(sum(coalesce(octet_length(a.error), 0) + coalesce(octet_length(a.reason), 0)), 0)
+        FROM attempt a WHERE a.seq = p_seq
+    ) + (SELECT coalesce(sum(octet_length(n.text)), 0) FROM note n WHERE n.seq = p_seq);
+END $$;
+
+-- Until the claims have ended that are under way now, and may not have seen a pause. They are known by the locks of their
+-- workers (see claim.sql), which are not taken here: that would make those workers wait for one another.
+CREATE OR REPLACE FUNCTION wait_for_claims() RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    patience constant interval := coalesce(nullif(current_setting('lock_timeout'), '0'), '10s');
+    give_up constant timestamptz := clock_timestamp() + patience;
+    claims text[] := ARRAY(
+        SELECT l.virtualtransaction FROM pg_locks l JOIN worker w
+            ON worker_lock(w.name) = (l.classid::bigint << 32 | l.objid::bigint) AND w.gone IS NULL
+        WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    );
+BEGIN
+    WHILE EXISTS (
+        SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.virtualtransaction = ANY (claims)
+    ) LOOP
+        IF clock_timestamp() > give_up THEN
+            RAISE EXCEPTION 'a claim of a worker does not end' USING ERRCODE = '55P03';
+        END IF;
+        PERFORM pg_sleep(0.01);
+    END LOOP;
 END $$;
 
 -- Jobs that have to ask others (keys, parents, fair lanes) are inserted as staged and admitted in their order, as those of

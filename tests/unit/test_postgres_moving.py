@@ -1,0 +1,165 @@
+"""A move from PostgreSQL meets transactions that are open: of claims that have not seen the pause, and of producers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ferryman.clock import ManualClock
+from ferryman.config import BlobSettings
+from ferryman.errors import StoreUnavailable
+from ferryman.io.postgres import filled
+from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, WorkerId, new_id
+from ferryman.moving import mover
+from ferryman.moving.mover import Moved, Mover, Watch
+from ferryman.store.open import open_store
+from ferryman.store.port import Store
+from ferryman.store.records import Filter, Take
+from tests.services import places
+from tests.unit.postgres_scene import info_of
+
+W = WorkerId("w")
+PLAN = [Take("default", 0, 1)]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    yield places.postgres(tmp_path)
+    places.leave_postgres(tmp_path)
+
+
+@pytest.fixture
+def here(url: str, clock: ManualClock) -> Iterator[Store]:
+    store = open_store(url, clock)
+    store.runner().run(store.register(info_of(W), 60_000))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def there(clock: ManualClock) -> Iterator[Store]:
+    store = open_store("memory://", clock)
+    store.runner().run(store.register(info_of(W), 60_000))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def session(url: str, here: Store) -> Iterator[psycopg.Connection[object]]:
+    """Another session; what it does is committed by hand."""
+    here.runner().run(here.lanes())
+    with psycopg.connect(url.partition("?")[0]) as connection:
+        yield connection
+
+
+def enqueue(store: Store, *, after: tuple[JobId, ...] = ()) -> JobId:
+    id_ = new_id()
+    store.runner().run(store.enqueue([NewJob(id=id_, task="work", args=b"", after=after)]))
+    return id_
+
+
+def ship(here: Store, there: Store, watch: Watch) -> Moved:
+    return Mover(here, there, BlobSettings(), history=False, watch=watch).run()
+
+
+def run_all(store: Store) -> list[JobId]:
+    done: list[JobId] = []
+    while claims := store.runner().run(store.claim(W, PLAN, 1)).jobs:
+        store.runner().run(
+            store.settle(W, [Outcome(claim.id, claim.lease, OutcomeKind.SUCCEEDED) for claim in claims])
+        )
+        done += [claim.id for claim in claims]
+    return done
+
+
+def begin_claim(session: psycopg.Connection[object], store: Store, clock: ManualClock) -> None:
+    statement = store.claim(W, PLAN, 1).body(0).send(None)
+    session.execute(statement.text, filled(statement, clock.now()))
+
+
+def wait_for_pause(url: str) -> None:
+    """In a session of its own: the mover's is taken."""
+    onlooker = open_store(url)
+    while not any(queue.paused for queue in onlooker.runner().run(onlooker.queues())):
+        time.sleep(0.001)
+    onlooker.close()
+
+
+def test_a_claim_that_is_under_way_is_waited_for(
+    url: str, here: Store, there: Store, session: psycopg.Connection[object], clock: ManualClock
+) -> None:
+    claimed, other = enqueue(here), enqueue(here)
+    child = enqueue(here, after=(claimed,))
+    begin_claim(session, here, clock)
+    steps: list[str] = []
+
+    def work(what: str, *_: object) -> None:
+        steps.append(what)
+        if what == "waiting for running jobs":
+            held = here.runner().run(here.holding(W))
+            here.runner().run(
+                here.settle(W, [Outcome(each.id, each.lease, OutcomeKind.SUCCEEDED) for each in held])
+            )
+
+    move = threading.Thread(target=ship, args=(here, there, work))
+    move.start()
+    wait_for_pause(url)
+    move.join(0.3)
+    before = list(steps)
+    session.commit()
+    move.join()
+
+    assert before == []
+    assert steps[0] == "waiting for running jobs"
+    (parent,) = here.runner().run(here.get([claimed]))
+    assert parent is not None
+    assert parent.state is State.SUCCEEDED
+    assert run_all(there) == [other, child]
+
+
+def test_a_claim_that_does_not_end_is_not_waited_for_for_ever(
+    url: str, here: Store, session: psycopg.Connection[object], clock: ManualClock
+) -> None:
+    impatient = open_store(f"{url}&options=-clock_timeout%3D100")
+    enqueue(here)
+    begin_claim(session, here, clock)
+
+    with pytest.raises(StoreUnavailable, match="a claim of a worker does not end"):
+        impatient.runner().run(impatient.pack((), 0, 1))
+
+    session.rollback()
+    assert len(impatient.runner().run(impatient.pack((), 0, 1))) == 1
+    impatient.close()
+
+
+def test_a_child_waits_for_a_parent_whose_producer_was_slow_to_commit(
+    here: Store, there: Store, session: psycopg.Connection[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mover, "_PAGE", 1)
+    parent = new_id()
+    guest = here.using(session)
+    guest.runner.run(guest.enqueue([NewJob(id=parent, task="work", args=b"")]))
+    other = enqueue(here)
+    children: list[JobId] = []
+
+    def produce(what: str, *_: object) -> None:
+        if what == "copied" and not children:
+            session.commit()
+            child = enqueue(here, after=(parent,))
+            children.extend([child, enqueue(here, after=(child,))])
+
+    moved = ship(here, there, produce)
+
+    assert moved.jobs.total() == 4
+    assert run_all(there) == [other, parent, *children]
+    assert here.runner().run(here.find(Filter(), 10)) == []

@@ -234,7 +234,7 @@ class App:
         While one program makes the call, others wait for its result; after `lease` seconds they take it for dead,
         so it must be longer than the call takes. A call that raises is not remembered. If its program is killed
         between the call and the note of its result, the call is made again: give the key to the other side as
-        well, if that knows idempotency keys.
+        well, if that knows idempotency keys. A key has 1,000 bytes at most.
 
         With `using`, a connection as for `Task.options`, the key is kept inside the transaction that is open there:
         then the effects of the call in that database and the key are committed together, and no kill can part them.
@@ -254,7 +254,8 @@ class App:
         return await OnceKey(self, key, ttl, lease, using).arun(call)
 
     def window(self, name: str, *, seconds: float = 86_400.0) -> Window:
-        """What a consumer of messages has seen of late, so that it leaves out what comes twice."""
+        """What a consumer of messages has seen of late, so that it leaves out what comes twice: exactly once inside
+        its transaction, else at most once; see `Window.first`."""
         return Window(self, name, seconds)
 
     # -- performing ------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import msgspec
 
 from ferryman.errors import ConfigError, JobDied, LeaseLost, PayloadError
 from ferryman.io.operation import Inside, Procedure, inside
-from ferryman.job import Claim, JobId, Outcome, OutcomeKind, Signal, State
+from ferryman.job import Claim, Fail, JobId, Outcome, OutcomeKind, Signal, State
 from ferryman.payload import is_reference
+from ferryman.store.port import Guest
 from ferryman.store.records import JobNote, ParentResult
 
 if TYPE_CHECKING:
@@ -157,10 +158,8 @@ class Context:
                 f"the job cannot be completed with {result!r}: {outcome.error and outcome.error.message}"
             )
         if outcome.result is not None:
-            name = f"result-{outcome.lease}"
-            stow = self._app.payloads.stow(id_, name, outcome.result, tentative=guest.exclusive)
-            payload = yield from inside(guest.runner, stow) if guest.exclusive else stow
-            outcome = msgspec.structs.replace(outcome, result=payload)
+            result = yield from self._stow(outcome.result, f"result-{outcome.lease}", guest)
+            outcome = msgspec.structs.replace(outcome, result=result)
         self.completed = True
         # No lease is numbered like another one of the same job, so whoever holds this number is who runs it.
         (job,) = yield Inside(guest.runner, store.get([id_]))
@@ -171,6 +170,20 @@ class Context:
             raise LeaseLost(
                 f"job {id_} is not run by this attempt any more: its worker was taken for dead, or it was cancelled"
             )
+
+    def _stow(self, result: bytes, name: str, guest: Guest) -> Procedure[bytes]:
+        """What the store shall hold of a result: the result itself while the place for large ones fails, and while nobody
+        else can write; unless it is too large for that."""
+        fits = len(result) <= self._app.settings.max_payload
+        if guest.exclusive and fits:
+            return result
+        stow = self._app.payloads.stow(self._claim.id, name, result, tentative=guest.exclusive)
+        try:
+            return (yield from inside(guest.runner, stow) if guest.exclusive else stow)
+        except Exception:
+            if not fits:
+                raise
+            return result
 
     def _parents(self) -> Procedure[list[ParentResult]]:
         found: list[ParentResult] = []
@@ -224,6 +237,7 @@ class Transaction(Context):
             value = function(*args, **kwargs)
             if isinstance(value, Signal):
                 raise value
+            self._check_open()
             self._app.perform(self._complete(value, connection))
         return value
 
@@ -234,8 +248,17 @@ class Transaction(Context):
             value = await function(*args, **kwargs)
             if isinstance(value, Signal):
                 raise value
+            self._check_open()
             await self._app.aperform(self._complete(value, connection))
         return value
+
+    def _check_open(self) -> None:
+        """What was committed by hand stands without the job's end, and another attempt would write it twice."""
+        if not self.connection.in_transaction:
+            raise Fail(
+                "its transaction was ended by a statement of the task, such as COMMIT or ROLLBACK, or by an error that "
+                "rolls all back; what the task committed stands, so it is not tried again"
+            )
 
 
 def _value(parent: ParentResult, decode: Callable[[bytes], Any]) -> Any:

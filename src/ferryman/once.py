@@ -6,6 +6,7 @@ Both are entries of the store's key-value table, written by compare-and-set, so 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
 from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
+from ferryman.options import too_long
 from ferryman.store.records import Entry
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class OnceKey:
             raise ConfigError(
                 "the ttl and the lease of an idempotency key must be positive, and a hundred years at most"
             )
+        if problem := too_long("the idempotency key", key):
+            raise ConfigError(problem)
         self._app = app
         self._key = f"once:{key}"
         self._ttl = millis(ttl)
@@ -76,7 +80,16 @@ class OnceKey:
             with contextlib.suppress(Exception):
                 self._app.perform(self._inside(self._give_back(taken)))
             raise
-        self._app.perform(self._inside(self._keep(taken, value)))
+        try:
+            self._app.perform(self._inside(self._keep(taken, value)))
+        except Exception:
+            raise
+        except BaseException:
+            # This thread was stopped while it wrote the note, which can be written twice, but must not be missing; inside
+            # a transaction, which is rolled back then, it may.
+            if self._guest is None:
+                self._app.perform(self._keep(taken, value))
+            raise
         return Once(value, duplicate=False)
 
     async def arun(self, call: Callable[[], Awaitable[R]]) -> Once[R]:
@@ -90,8 +103,24 @@ class OnceKey:
             with contextlib.suppress(Exception):
                 await self._app.aperform(self._inside(self._give_back(taken)))
             raise
-        await self._app.aperform(self._inside(self._keep(taken, value)))
+        await self._anote(taken, value)
         return Once(value, duplicate=False)
+
+    async def _anote(self, taken: int, value: R) -> None:
+        """`_keep`. Once begun, it comes to its end, also if it is cancelled; inside a transaction, which is rolled back
+        then, it need not."""
+        keeping = self._app.aperform(self._inside(self._keep(taken, value)))
+        if self._guest is not None:
+            return await keeping
+        doing = asyncio.ensure_future(keeping)
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait([doing])
+            # Cancelled is what it is, whatever came of the note.
+            if not doing.cancelled():
+                doing.exception()
+            raise
 
     def _inside(self, procedure: Procedure[R]) -> Procedure[R]:
         return procedure if self._guest is None else inside(self._guest.runner, procedure)
@@ -139,21 +168,25 @@ class OnceKey:
             raise problem
 
     def _note(self, version: int, result: bytes) -> Procedure[bool]:
-        """Write the result down, in spite of a store that is away for less than the lease. Answers whether it is."""
+        """Write the result down, in spite of a store that is away for less than the lease. Answers whether it is there,
+        which fails if somebody else has made the call after the lease."""
         store, give_up = self._app.store, time.monotonic() + self._lease / 1000
+        expected: int | None = version
         while True:
             try:
-                kept = yield store.kv_put(self._key, result, expected=version, ttl=self._ttl)
-                if kept is None and self._guest is None:
+                kept = yield store.kv_put(self._key, result, expected=expected, ttl=self._ttl)
+                if kept is not None or self._guest is not None:
+                    return kept is not None
+                entry: Entry | None = yield store.kv_get(self._key)
+                if entry is not None:
                     # Perhaps it was written before, and the answer lost.
-                    entry: Entry | None = yield store.kv_get(self._key)
-                    return entry is not None and entry.value == result
+                    return entry.value == result
+                # The lease is over, and nobody has come since.
+                expected = None
             except StoreUnavailable:
                 if self._guest is not None or time.monotonic() > give_up:
                     raise
                 yield Aside(lambda: time.sleep(_TRY_AGAIN))
-            else:
-                return kept is not None
 
     def _give_back(self, version: int) -> Procedure[None]:
         """Let others try: an entry that ends at once."""
@@ -171,8 +204,13 @@ class Window:
     def __init__(self, app: App, name: str, seconds: float) -> None:
         if not 0 < seconds <= CENTURY:
             raise ConfigError(f"the window {name!r} must be some seconds long, a hundred years at most")
+        # So that no name runs into an id.
+        prefix = name.replace("%", "%25").replace(":", "%3A")
+        if problem := too_long("the name of a window", prefix):
+            raise ConfigError(problem)
         self._app = app
         self._name = name
+        self._prefix = f"window:{prefix}:"
         self._ttl = millis(seconds)
 
     def first(self, id: str, *, using: object = None) -> bool:
@@ -180,6 +218,9 @@ class Window:
 
         With `using`, a connection as for `Task.options`, it is seen only if your transaction is committed: so what
         the message causes there happens exactly once. Another consumer of the same id waits for your commit.
+
+        Without, it is seen at once, and what the message causes happens at most once: whoever fails, or does not
+        hear the answer, and asks again is told False. Where a message must not be lost, handle it in `App.once`.
         """
         return self._app.perform(self._first(id, using))
 
@@ -188,8 +229,10 @@ class Window:
         return await self._app.aperform(self._first(id, using))
 
     def _first(self, id: str, using: object) -> Procedure[bool]:
+        if problem := too_long(f"in the window {self._name!r} the id", id):
+            raise ConfigError(problem)
         store = self._app.store
-        put = store.kv_put(f"window:{self._name}:{id}", b"", expected=None, ttl=self._ttl)
+        put = store.kv_put(self._prefix + id, b"", expected=None, ttl=self._ttl)
         if using is None:
             version: int | None = yield put
         else:

@@ -16,7 +16,19 @@ from ferryman.policy.retry import Retry
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PRIORITIES", "HasId", "Options", "Overrides", "Priority", "Unique", "new_job_template"]
+__all__ = [
+    "PRIORITIES",
+    "HasId",
+    "Options",
+    "Overrides",
+    "Priority",
+    "Unique",
+    "new_job_template",
+    "too_long",
+]
+
+_MAX_TEXT = 1_000
+"""Bytes of what is looked up as a whole, such as a key: two of them fit into one entry of every store's index."""
 
 PRIORITIES = {"low": -5, "normal": 0, "high": 5, "urgent": 9}
 
@@ -64,7 +76,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """MiB that the job's executor may take while the job runs, before it is killed."""
     key: str | Callable[..., str] | None = None
     """Jobs of the same key share `room` places. A format string or a function over the arguments:
-    ``"customer-{customer_id}"``."""
+    ``"customer-{customer_id}"``. At most 1,000 bytes, as all texts here by which jobs are found."""
     room: int = 1
     ordered: bool = False
     """Jobs of the same key run one at a time in order of arrival, through retries."""
@@ -92,7 +104,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def new_job_template(label: str, options: Options, changed: Mapping[str, Any]) -> NewJob:
     """A job of these options that lacks only its id and arguments. Raises ConfigError, which names the option."""
-    problem = _problem(options)
+    problem = _problem(options) or too_long("its name", label)
     if problem:
         raise ConfigError(f"the options of {label}: {problem}")
     retry = options.retry
@@ -137,6 +149,10 @@ def _problem(options: Options) -> str | None:
     for name, seconds in durations.items():
         if seconds is not None and not 0 <= seconds <= CENTURY:
             return f"{name} must lie between 0 and {CENTURY:,.0f} seconds, a hundred years"
+    texts = (("key", options.key), ("unique", _unique_key(options.unique)), ("tenant", options.tenant))
+    for name, text in (*texts, *(("tag", tag) for tag in options.tags)):
+        if isinstance(text, str) and (problem := too_long(name, text)):
+            return problem
     if options.max_memory is not None and options.max_memory < 0:
         return "max_memory must not be negative"
     if not 1 <= options.room <= MAX_COUNT:
@@ -146,6 +162,22 @@ def _problem(options: Options) -> str | None:
     if options.ordered and options.room != 1:
         return "an ordered key has room for one"
     return None
+
+
+def too_long(what: str, text: str) -> str | None:
+    """What is to be said of a text by which something is to be found, if it is too long for that."""
+    if len(text) <= _MAX_TEXT // 4:  # No character has more than four bytes.
+        return None
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size <= _MAX_TEXT:
+        return None
+    return f"{what} {text[:20]!r}… has {size:,} bytes, and {_MAX_TEXT:,} is the most; shorten it, or give a digest of it"
+
+
+def _unique_key(unique: bool | float | str | Unique | None) -> str | None:
+    if isinstance(unique, Unique):
+        return unique.key
+    return unique if isinstance(unique, str) else None
 
 
 def _period(unique: bool | float | str | Unique | None) -> float | None:

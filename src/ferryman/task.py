@@ -15,7 +15,7 @@ from ferryman.context import Context
 from ferryman.errors import BadArguments, ConfigError
 from ferryman.handle import JobHandle
 from ferryman.job import JobId, NewJob, UniqueKey, new_id, new_ids
-from ferryman.options import HasId, Options, Priority, Unique, new_job_template
+from ferryman.options import HasId, Options, Priority, Unique, new_job_template, too_long
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
@@ -189,6 +189,8 @@ class Task(Generic[P, R]):
                 raise BadArguments(
                     f"the key of {self.name} cannot be made from its arguments: {error!r}"
                 ) from error
+            if problem := too_long("its key", changes["key"]):
+                raise BadArguments(f"the arguments of {self.name}: {problem}")
         if self.settings.unique:
             changes["unique"] = self._unique(self.settings.unique, payload)
         return changes

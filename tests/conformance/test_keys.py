@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from ferryman.job import Outcome, OutcomeKind, State
-from ferryman.store.records import Filter
+from ferryman.job import JobId, Outcome, OutcomeKind, State
+from ferryman.store.records import Filter, QueueSettings
 
-from .driver import ALL, BOOM, LEASE, W1, W2, Ferry
+from .driver import ALL, BOOM, LEASE, W1, W2, Ferry, new_job
 
 READY, PARKED, RUNNING = State.READY, State.PARKED, State.RUNNING
 
@@ -289,3 +293,44 @@ def test_a_parked_job_can_be_made_more_urgent(ferry: Ferry) -> None:
     ferry.run(ferry.store.reprioritise(Filter(ids=(third,)), 5, ALL))
 
     assert ferry.drain() == [first, third, second]
+
+
+def _ways(ferry: Ferry, fields: dict[str, Any]) -> list[Callable[[], list[JobId]]]:
+    """Ways to enqueue some jobs, each of which returns when they are there for good."""
+
+    def in_a_transaction() -> list[JobId]:
+        with ferry.store.transaction() as connection:
+            guest = ferry.store.using(connection)
+            answers = guest.runner.run(guest.enqueue([new_job(**fields) for _ in range(2)]))
+            return [answer.id for answer in answers]
+
+    ways: list[Callable[[], list[JobId]]] = [
+        lambda: [ferry.add(**fields)],
+        lambda: ferry.add_many(3, **fields),
+        lambda: [answer.id for answer in ferry.enqueue(new_job(), new_job(**fields))[1:]],
+    ]
+    if ferry.store.capabilities.joins:
+        ways.append(in_a_transaction)
+    return ways
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "fields", [{"key": "k", "ordered": True}, {"queue": "fair", "tenant": "acme"}], ids=["key", "tenant"]
+)
+def test_jobs_that_have_an_order_run_in_the_order_of_arrival_however_they_arrived(
+    ferry: Ferry, fields: dict[str, Any], seed: int
+) -> None:
+    ferry.run(ferry.store.declare([QueueSettings(name="fair", fair=True)]))
+    luck = random.Random(seed)
+    ways = _ways(ferry, fields)
+    arrived: list[JobId] = []
+    ran: list[JobId] = []
+
+    for way in luck.sample(ways * 4, len(ways) * 4):
+        arrived += way()
+        if luck.random() < 0.2:
+            ran += ferry.drain()
+    ran += ferry.drain()
+
+    assert [job for job in ran if job in set(arrived)] == arrived

@@ -15,10 +15,16 @@ import psycopg
 import pytest
 import redis
 
-from ferryman import Context, Fail, Ferryman, JobDied, Retry, Snooze, State, Transaction
+from ferryman import Context, Fail, Ferryman, JobDied, Retry, Settings, Snooze, State, Transaction
+from ferryman.config import BlobSettings
+from ferryman.context import SoftTimeout
 from ferryman.errors import LeaseLost, StoreUnavailable, Unsupported
+from ferryman.io.guests.postgres import PostgresGuest
+from ferryman.io.guests.sqlite import SqliteGuest
+from ferryman.io.operation import Operation
 from ferryman.job import JobId
 from ferryman.outbox import Event, Outbox, RedisStreams
+from ferryman.payload import is_reference
 from tests.services import places
 from tests.services.shared import redis_url
 
@@ -282,6 +288,156 @@ def test_a_transaction_that_was_lent_cannot_be_ended_by_hand(shop: Shop, how: st
     assert shop.entries == []
 
 
+WAYS: dict[str, Callable[[sqlite3.Connection], Any]] = {
+    "COMMIT": lambda connection: connection.execute("COMMIT"),
+    "END": lambda connection: connection.execute("END"),
+    "ROLLBACK": lambda connection: connection.execute("ROLLBACK"),
+    "a cursor": lambda connection: connection.cursor().execute("COMMIT"),
+    "a script": lambda connection: connection.executescript("SELECT 1"),
+    "a cursor's script": lambda connection: connection.cursor().executescript("SELECT 1"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_sqlite_itself_keeps_a_transaction_that_was_lent_open(
+    tmp_path: Path, way: str, swallowed: bool
+) -> None:
+    path = tmp_path / "shop.db"
+    shop = Shop(f"sqlite:///{path}", lambda: sqlite3.connect(path, timeout=20))
+
+    @shop.app.task(retry=ONE)
+    def pay(tx: Transaction) -> str:
+        shop.insert(tx.connection, "paid")
+        with contextlib.suppress(sqlite3.DatabaseError if swallowed else ZeroDivisionError):
+            WAYS[way](tx.connection)
+        if shop.entries:
+            return "others see it"
+        return "not ended"
+
+    with shop.app.worker():
+        job = pay.enqueue()
+        if swallowed:
+            assert job.result(timeout=20) == "not ended"
+        else:
+            with pytest.raises(JobDied, match="is not for the connection of a Transaction"):
+                job.result(timeout=20)
+    shop.app.close()
+
+    assert shop.entries == (["paid"] if swallowed else [])
+
+
+def test_savepoints_are_the_tasks_own_inside_a_transaction_that_was_lent(shop: Shop) -> None:
+    @shop.app.task(retry=ONE)
+    def pay(tx: Transaction) -> None:
+        shop.insert(tx.connection, "before")
+        tx.connection.execute("SAVEPOINT mine")
+        shop.insert(tx.connection, "undone")
+        tx.connection.execute("ROLLBACK TO mine")
+        tx.connection.execute("RELEASE mine")
+        shop.insert(tx.connection, "after")
+
+    with shop.app.worker():
+        pay.enqueue().result(timeout=20)
+
+    assert shop.entries == ["after", "before"]
+
+
+def test_what_is_written_after_an_error_that_rolled_all_back_does_not_stand(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    shop = Shop(f"sqlite:///{path}", lambda: sqlite3.connect(path, timeout=20))
+    shop.run(f"CREATE UNIQUE INDEX entries ON {shop.table} (entry)")
+
+    @shop.app.task(retry=AT_ONCE)
+    def pay(tx: Transaction, goes_on: bool) -> None:
+        shop.insert(tx.connection, "paid")
+        with contextlib.suppress(sqlite3.IntegrityError):
+            tx.connection.execute(f"INSERT OR ROLLBACK INTO {shop.table} VALUES ('paid')")
+        if goes_on:
+            shop.insert(tx.connection, "and stamped")
+
+    with shop.app.worker():
+        for goes_on in (False, True):
+            with pytest.raises(JobDied):
+                pay.enqueue(goes_on).result(timeout=20)
+    shop.app.close()
+
+    assert shop.entries == []
+
+
+@pytest.mark.parametrize("colour", ["def", "async def"])
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
+def test_a_job_whose_transaction_was_ended_by_a_statement_is_dead_and_not_run_twice(
+    tmp_path: Path, colour: str, statement: str
+) -> None:
+    url = places.postgres(tmp_path)
+    shop = Shop(url, lambda: psycopg.connect(url.partition("?")[0]))
+
+    @shop.app.task(name="pay", retry=AT_ONCE)
+    def pay(tx: Transaction) -> None:
+        shop.insert(tx.connection, "paid")
+        tx.connection.execute(statement)
+
+    @shop.app.task(name="apay", retry=AT_ONCE)
+    async def apay(tx: Transaction) -> None:
+        await shop.insert(tx.connection, "paid")
+        await tx.connection.execute(statement)
+
+    with shop.app.worker(), pytest.raises(JobDied, match="ended by a statement"):
+        (pay if colour == "def" else apay).enqueue().result(timeout=20)
+
+    entries = shop.entries
+    shop.app.close()
+    places.leave_postgres(tmp_path)
+    assert entries == (["paid"] if statement == "COMMIT" else [])
+
+
+def test_a_large_result_is_kept_in_the_store_while_its_place_is_away(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("no folder")
+    blobs = BlobSettings(url=f"file://{tmp_path}/blobs", above=1_024)
+    app = Ferryman(settings=Settings(url=shop.app.settings.url, max_payload=10_000, blobs=blobs))
+
+    @app.task(retry=ONE)
+    def pay(tx: Transaction, size: int) -> bytes:
+        shop.insert(tx.connection, f"paid {size}")
+        return os.urandom(size)
+
+    @app.task(retry=ONE)
+    async def apay(tx: Transaction, size: int) -> bytes:
+        done = shop.insert(tx.connection, f"paid {size}")
+        if asyncio.iscoroutine(done):
+            await done
+        return os.urandom(size)
+
+    with app.worker():
+        assert len(pay.enqueue(2_000).result(timeout=20)) == 2_000
+        assert len(apay.enqueue(3_000).result(timeout=20)) == 3_000
+        with pytest.raises(JobDied, match="blobs"):
+            pay.enqueue(20_000).result(timeout=20)
+    app.close()
+
+    assert shop.entries == ["paid 2000", "paid 3000"]
+
+
+def test_where_nobody_else_can_write_only_a_result_that_has_to_is_put_elsewhere(tmp_path: Path) -> None:
+    blobs = BlobSettings(url=f"file://{tmp_path}/blobs", above=1_024)
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    app = Ferryman(settings=Settings(url=url, max_payload=10_000, blobs=blobs))
+
+    @app.task
+    def draw(tx: Transaction, size: int) -> bytes:
+        return os.urandom(size)
+
+    with app.worker():
+        jobs = [draw.enqueue(size) for size in (2_000, 20_000)]
+        sizes = [len(job.result(timeout=20)) for job in jobs]
+    outside = [is_reference(job.record().result) for job in jobs]
+    app.close()
+
+    assert sizes == [2_000, 20_000]
+    assert outside == [False, True]
+
+
 # -- keys and windows inside the transaction
 
 
@@ -309,6 +465,31 @@ def test_a_call_that_outlives_its_lease_is_not_committed(shop: Shop) -> None:
 
     connection.rollback()
     connection.close()
+    assert shop.entries == []
+
+
+def test_a_stop_while_a_call_is_noted_inside_a_transaction_is_a_stop(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind: Any = SqliteGuest if shop.mark == "?" else PostgresGuest
+    run, names = kind.run, []
+
+    def run_until_hit(guest: Any, operation: Operation[Any]) -> Any:
+        names.append(operation.name)
+        answer = run(guest, operation)
+        if names.count("kv_put") == 2:
+            raise KeyboardInterrupt
+        return answer
+
+    connection = shop.connect()
+    monkeypatch.setattr(kind, "run", run_until_hit)
+    with pytest.raises(KeyboardInterrupt):
+        shop.app.once("k", lambda: shop.insert(connection, "charge") and None, using=connection)
+    monkeypatch.undo()
+
+    connection.rollback()
+    connection.close()
+    assert shop.app.once("k", lambda: 1).duplicate is False
     assert shop.entries == []
 
 
@@ -402,6 +583,66 @@ def test_an_event_waits_while_its_broker_is_away(shop: Shop) -> None:
 
     assert [each.id for each in published] == [event.id] * 3
     assert published[0].value == b"raw"
+
+
+class Denied(Exception):
+    status = 403
+
+
+class Denying:
+    """A broker whose credentials are being changed, as HTTP clients tell of it."""
+
+    def __init__(self, refusals: int, error: BaseException | None = None) -> None:
+        self.tries = 0
+        self._refusals = refusals
+        self._error = error or Denied("no such token: " + "x" * 5_000)
+
+    def publish(self, event: Event) -> None:
+        self.tries += 1
+        if self.tries <= self._refusals:
+            raise self._error
+
+
+def test_an_event_waits_whatever_its_broker_answers() -> None:
+    app = Ferryman("memory://")
+    outbox = Outbox(app, Denying(2))
+
+    with app.worker():
+        event = outbox.publish("payments", b"raw", key="k")
+        event.result(timeout=20)
+
+    assert event.record().attempt == 3
+    app.close()
+
+
+@pytest.mark.parametrize("error", [Denied("no such token: " + "x" * 5_000), SoftTimeout("no such token")])
+def test_an_event_that_waits_keeps_one_traceback_and_a_line_for_each_failure_after_it(
+    error: BaseException,
+) -> None:
+    app = Ferryman("memory://")
+    outbox = Outbox(app, Denying(3, error))
+
+    with app.worker():
+        event = outbox.publish("payments", b"raw")
+        event.result(timeout=20)
+
+    history = app.store.runner().run(app.store.history(event.id))
+    assert history is not None
+    errors = [attempt.error for attempt in history.attempts if attempt.error]
+    app.close()
+    assert [bool(error.traceback) for error in errors] == [True, False, False]
+    assert all("no such token" in error.message for error in errors)
+    assert all(len(error.message) < 400 for error in errors[1:])
+
+
+def test_a_publisher_can_say_that_an_event_is_not_to_be_published() -> None:
+    app = Ferryman("memory://")
+    outbox = Outbox(app, Denying(1, Fail("no such topic")))
+
+    with app.worker(), pytest.raises(JobDied, match="no such topic"):
+        outbox.publish("payments", b"raw").result(timeout=20)
+
+    app.close()
 
 
 # -- stores without transactions

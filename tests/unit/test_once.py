@@ -6,12 +6,16 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from ferryman import Ferryman
 from ferryman.clock import ManualClock
+from ferryman.context import SoftTimeout
 from ferryman.errors import ConfigError, PayloadError
+from ferryman.io.operation import Operation
+from ferryman.store.memory.runner import AsyncMemoryRunner, MemoryRunner
 from tests.services.redis import redis_server
 
 
@@ -103,6 +107,96 @@ def test_a_call_whose_maker_died_is_made_again_after_its_lease(app: Ferryman, cl
     assert app.once("k", lambda: 1).value == 1
 
 
+def test_a_call_that_outlives_its_lease_is_remembered_if_nobody_else_made_it(
+    app: Ferryman, clock: ManualClock
+) -> None:
+    def charge() -> str:
+        clock.advance(61)
+        return "receipt"
+
+    first = app.once("k", charge)
+    second = app.once("k", lambda: "another")
+
+    assert (first.value, first.duplicate) == ("receipt", False)
+    assert (second.value, second.duplicate) == ("receipt", True)
+
+
+def test_a_call_that_somebody_else_made_too_after_its_lease_leaves_the_others_note(
+    app: Ferryman, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def charge() -> str:
+        clock.advance(61)
+        app.once("k", lambda: "theirs")
+        return "ours"
+
+    first = app.once("k", charge)
+
+    assert (first.value, first.duplicate) == ("ours", False)
+    assert app.once("k", lambda: "another").value == "theirs"
+    assert "may have been made twice" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [SoftTimeout, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [False, True])
+def test_a_call_is_noted_though_its_thread_is_stopped_meanwhile(
+    app: Ferryman,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+    written: bool,
+) -> None:
+    run, names = MemoryRunner.run, []
+
+    def run_until_hit(runner: MemoryRunner, operation: Operation[Any]) -> Any:
+        names.append(operation.name)
+        # The second write of a call that is made once is its note.
+        if operation.name != "kv_put" or names.count("kv_put") != 2:
+            return run(runner, operation)
+        if written:
+            run(runner, operation)
+        raise stop
+
+    monkeypatch.setattr(MemoryRunner, "run", run_until_hit)
+    with pytest.raises(stop):
+        app.once("k", lambda: "receipt")
+    clock.advance(61)
+
+    again = app.once("k", lambda: "another")
+    assert (again.value, again.duplicate) == ("receipt", True)
+
+
+def test_a_call_is_noted_though_its_coroutine_is_cancelled_meanwhile(
+    app: Ferryman, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def call() -> str:
+        return "receipt"
+
+    async def live() -> None:
+        run, names = AsyncMemoryRunner.run, []
+        noting, may_note = asyncio.Event(), asyncio.Event()
+
+        async def run_late(runner: AsyncMemoryRunner, operation: Operation[Any]) -> Any:
+            names.append(operation.name)
+            if names.count("kv_put") == 2:
+                noting.set()
+                await may_note.wait()
+            return await run(runner, operation)
+
+        monkeypatch.setattr(AsyncMemoryRunner, "run", run_late)
+        making = asyncio.create_task(app.aonce("k", call))
+        await noting.wait()
+        making.cancel()
+        asyncio.get_running_loop().call_soon(may_note.set)
+        with pytest.raises(asyncio.CancelledError):
+            await making
+
+    asyncio.run(live())
+    clock.advance(61)
+
+    again = app.once("k", lambda: "another")
+    assert (again.value, again.duplicate) == ("receipt", True)
+
+
 def test_whoever_comes_while_the_call_is_made_waits_for_its_result() -> None:
     app = Ferryman("memory://")
     begun, may_end = threading.Event(), threading.Event()
@@ -150,6 +244,27 @@ def test_a_window_knows_what_it_has_seen(app: Ferryman, clock: ManualClock) -> N
     assert other.first("a")
     clock.advance(61)
     assert window.first("a")
+
+
+def test_windows_whose_names_run_into_ids_are_told_apart(app: Ferryman) -> None:
+    names = [("a", "b:c"), ("a:b", "c"), ("a%3Ab", "c"), ("a%", "c")]
+
+    firsts = [app.window(name, seconds=60).first(id_) for name, id_ in names]
+
+    assert firsts == [True] * 4
+
+
+def test_keys_that_are_too_long_for_some_store_are_refused_by_all(app: Ferryman) -> None:
+    window = app.window("w", seconds=60)
+
+    assert app.once("k" * 1_000, lambda: 1).value == 1
+    assert window.first("ä" * 500)
+    with pytest.raises(ConfigError, match=r"idempotency key 'kkkk.*has 1,001 bytes, and 1,000 is the most"):
+        app.once("k" * 1_001, lambda: 1)
+    with pytest.raises(ConfigError, match=r"in the window 'w' the id 'ää.* has 1,002 bytes"):
+        window.first("ä" * 501)
+    with pytest.raises(ConfigError, match="name of a window"):
+        app.window("w" * 1_001, seconds=60)
 
 
 def test_times_that_make_no_sense_are_refused(app: Ferryman) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ferryman import Ferryman, Retry
-from ferryman.errors import ConfigError
+from ferryman.errors import BadArguments, ConfigError
 from ferryman.options import Unique
 
 
@@ -35,6 +35,41 @@ def test_numbers_that_no_store_could_keep_are_refused(options: dict[str, Any], w
 
         @app.task(**options)
         def work() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"key": "k" * 1_001}, "key 'kkkk.* has 1,001 bytes, and 1,000 is the most"),
+        ({"unique": "ä" * 501}, "unique 'ää.* has 1,002 bytes"),
+        ({"unique": Unique("u" * 1_001)}, "unique 'uu.* has 1,001 bytes"),
+        ({"tenant": "t" * 1_001}, "tenant 'tt.* has 1,001 bytes"),
+        ({"tags": ["a", "b" * 1_001]}, "tag 'bb.* has 1,001 bytes"),
+        ({"name": "n" * 1_001}, "name 'nn.* has 1,001 bytes"),
+    ],
+    ids=["key", "unique", "Unique", "tenant", "tags", "name"],
+)
+def test_texts_that_are_too_long_for_the_index_of_some_store_are_refused_by_all(
+    options: dict[str, Any], words: str
+) -> None:
+    app = Ferryman("memory://")
+
+    with pytest.raises(ConfigError, match=words):
+
+        @app.task(**options)
+        def work() -> None: ...
+
+
+@pytest.mark.parametrize("key", ["{who}", lambda who: who], ids=["format", "function"])
+def test_so_is_a_key_that_is_made_from_arguments(key: Any) -> None:
+    app = Ferryman("memory://")
+
+    @app.task(key=key)
+    def greet(who: str) -> None: ...
+
+    greet.enqueue("w" * 1_000)
+    with pytest.raises(BadArguments, match=r"key 'ww.* has 1,001 bytes, and 1,000 is the most"):
+        greet.enqueue("w" * 1_001)
 
 
 @pytest.mark.parametrize("attempts", [0, 2**31])

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
 
 from ferryman.app import App
-from ferryman.context import Context
+from ferryman.context import Context, SoftTimeout
 from ferryman.handle import JobHandle
+from ferryman.job import RetryIn, Signal
 from ferryman.outbox.publisher import Event, Publisher
-from ferryman.policy.retry import Retry
+from ferryman.policy.retry import Retry, backoff_delay, retry_after
 from ferryman.task import Task
 
 __all__ = ["Outbox"]
 
-_FOR_EVER = 1_000_000
-"""Attempts. An event waits until its broker is there again, however long that takes."""
+_AGAIN = Retry(max_attempts=1_000_000, base=0.2, cap=60.0, judge=lambda _: "retry")
+"""An event waits until its broker takes it, however long that lasts and whatever the broker says meanwhile."""
+
+_LONGEST_REASON = 300
+"""Characters of a broker's error that are kept each time."""
 
 
 class Outbox:
@@ -30,8 +35,10 @@ class Outbox:
         outbox.publish("payments", {"order": 7}, key="customer-3", using=session)
     ```
 
-    An event is published at least once, after the commit, and in the order of commits among those of one topic and
-    key. Consumers tell duplicates by the event's id, for example with `App.window`.
+    An event is published at least once, after the commit. Consumers tell duplicates by its id, for example with
+    `App.window`. Among those of one topic and key, one that is published after the commit of another comes after it.
+    Of two transactions that are open at the same time, either may be first: let them change what they share, such as a
+    row, before they publish. Then one waits for the other, and the order is that of their commits.
 
     As any job, an event whose run was cut short by three deaths of its executor or worker is with the dead letters
     until somebody replays it, and later ones of its key go ahead.
@@ -43,7 +50,7 @@ class Outbox:
         self._task = app.task(
             name=f"ferryman.{name}",
             queue=name,
-            retry=Retry(max_attempts=_FOR_EVER, base=0.2, cap=60.0),
+            retry=_AGAIN,
             timeout=30,
         )(self._relay)
 
@@ -67,8 +74,21 @@ class Outbox:
             return self._task.options(using=using)
         return self._task.options(using=using, key=lambda **_: f"{topic}/{key}", ordered=True)
 
-    def _relay(self, ctx: Context, topic: str, key: str | None, value: bytes) -> None:
-        self._publisher.publish(Event(ctx.id, topic, key, value))
+    def _relay(self, ctx: Context, topic: str, key: str | None, value: bytes) -> Any:
+        try:
+            self._publisher.publish(Event(ctx.id, topic, key, value))
+        except Signal:
+            raise
+        except (Exception, SoftTimeout) as error:
+            # The first failure is kept with its traceback. Those after it may be thousands, of all events at once, so they are
+            # kept with a line each.
+            if ctx.attempt == 1:
+                raise
+            wished = retry_after(error)
+            luck = random.random()  # noqa: S311
+            delay = backoff_delay(_AGAIN, ctx.attempt, luck) if wished is None else wished
+            return RetryIn(delay, f"{type(error).__qualname__}: {error}"[:_LONGEST_REASON])
+        return None
 
 
 def _written(value: Any) -> bytes:

@@ -14,7 +14,7 @@ class Event(NamedTuple):
     """The same each time that the event is published: consumers tell duplicates by it."""
     topic: str
     key: str | None
-    """Events of the same topic and key arrive in the order of their commits."""
+    """Events of the same topic and key arrive in order, as `Outbox` says."""
     value: bytes
 
 
@@ -23,5 +23,10 @@ class Publisher(Protocol):
     own note of it."""
 
     def publish(self, event: Event) -> None:
-        """Hand the event over; once this returns, the broker has it. Any exception means: try again later."""
+        """Hand the event over; once this returns, the broker has it.
+
+        Any exception means: try again later, after a growing delay or the error's own ``retry_after``. Only a raised
+        `ferryman.Fail` makes a dead letter of the event. Have time limits: while this waits, it keeps a worker's
+        thread, and after 30 s it is stopped.
+        """
         ...

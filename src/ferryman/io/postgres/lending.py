@@ -25,6 +25,22 @@ _IDLE = 8
 _READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, StoreReadOnly)
 
 
+class Lent(psycopg.Connection[Any]):
+    """As psycopg makes them, and it says of itself what `sqlite3.Connection` does, too."""
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+
+
+class AsyncLent(psycopg.AsyncConnection[Any]):
+    """`Lent`, for event loops."""
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE
+
+
 class Lender:
     """Plain connections, as psycopg makes them. Thread-safe; a forked child opens its own."""
 
@@ -85,15 +101,13 @@ class Lender:
 
     def _connect(self) -> psycopg.Connection[Any]:
         try:
-            return psycopg.connect(self._address.conninfo, autocommit=True, prepare_threshold=None)
+            return Lent.connect(self._address.conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             raise unreachable(self._address, error) from error
 
     async def _aconnect(self) -> psycopg.AsyncConnection[Any]:
         try:
-            return await psycopg.AsyncConnection.connect(
-                self._address.conninfo, autocommit=True, prepare_threshold=None
-            )
+            return await AsyncLent.connect(self._address.conninfo, autocommit=True, prepare_threshold=None)
         except psycopg.Error as error:
             raise unreachable(self._address, error) from error
 

@@ -7,32 +7,11 @@ import contextlib
 import sqlite3
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from typing import NoReturn
 
 from ferryman.errors import ConfigError
 from ferryman.io.sqlite.failures import BUSY_MS, raise_mapped
 
 __all__ = ["Lender"]
-
-
-class Lent(sqlite3.Connection):
-    """A connection whose transaction is not its borrower's to end. What he wrote would stand without the job's end."""
-
-    def commit(self) -> NoReturn:
-        raise _not_yours("commit()")
-
-    def rollback(self) -> NoReturn:
-        raise _not_yours("rollback()")
-
-    def __enter__(self) -> NoReturn:
-        raise _not_yours("a `with` block, which commits,")
-
-
-def _not_yours(what: str) -> ConfigError:
-    return ConfigError(
-        f"{what} is not for the connection of a Transaction: it is committed together with the end of the job, when "
-        "the task returns, and rolled back when it raises"
-    )
 
 
 class Lender:
@@ -50,7 +29,8 @@ class Lender:
         """A connection in a transaction, which is committed at the end and rolled back after an exception."""
         with contextlib.closing(self._open()) as connection:
             self._do(connection, "BEGIN IMMEDIATE")
-            yield connection
+            with _kept_open(connection):
+                yield connection
             self._do(connection, "COMMIT")
 
     @contextlib.asynccontextmanager
@@ -60,19 +40,18 @@ class Lender:
             connection = self._open()
             try:
                 await self._ado(connection, "BEGIN IMMEDIATE")
-                yield connection
+                with _kept_open(connection):
+                    yield connection
                 await self._ado(connection, "COMMIT")
             finally:
                 connection.close()
 
     def _open(self) -> sqlite3.Connection:
         try:
+            # Not in autocommit: should SQLite roll all back, as for a full disk, the next write would have to begin a
+            # transaction, which `_kept_open` refuses, and does not stand by itself.
             connection = sqlite3.connect(
-                self._path,
-                timeout=BUSY_MS / 1000,
-                isolation_level=None,
-                check_same_thread=False,
-                factory=Lent,
+                self._path, timeout=BUSY_MS / 1000, isolation_level="DEFERRED", check_same_thread=False
             )
             try:
                 connection.execute("PRAGMA synchronous=FULL")
@@ -101,3 +80,34 @@ class Lender:
             if not doing.cancelled():
                 doing.exception()
             raise
+
+
+@contextlib.contextmanager
+def _kept_open(connection: sqlite3.Connection) -> Iterator[None]:
+    """Its transaction is not its borrower's to end: what he wrote would stand without the job's end. SQLite itself
+    refuses, whichever of the driver's many ways leads to it."""
+    refused: list[str | None] = []
+
+    def judge(action: int, statement: str | None, *_: str | None) -> int:
+        if action != sqlite3.SQLITE_TRANSACTION:
+            return sqlite3.SQLITE_OK
+        refused.append(statement)
+        return sqlite3.SQLITE_DENY
+
+    connection.set_authorizer(judge)
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if refused and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_AUTH:
+            raise _not_yours(refused[-1]) from error
+        raise
+    finally:
+        connection.set_authorizer(None)
+
+
+def _not_yours(statement: str | None) -> ConfigError:
+    return ConfigError(
+        f"{statement} is not for the connection of a Transaction, nor is what leads to it, such as commit(), rollback(), "
+        "executescript() and a `with` block: it is committed together with the end of the job, when the task returns, "
+        "and rolled back when it raises"
+    )

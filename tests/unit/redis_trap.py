@@ -237,6 +237,9 @@ VERBS: dict[str, Callable[[Trap], Operation[Any] | list[Operation[Any]]]] = {
     "declare": lambda trap: trap.store.declare(
         [QueueSettings(name="fair"), QueueSettings(name="new", fair=True)]
     ),
+    "declare a bound": lambda trap: trap.store.declare(
+        [QueueSettings(name=name, max_size=50, overflow="drop_oldest") for name in ("default", "keyed")]
+    ),
     "pause": lambda trap: trap.store.pause(["fair", "unheard-of"], True),
     "cancel": lambda trap: trap.store.cancel(Filter(), 100, "over"),
     "replay": lambda trap: trap.store.replay(Filter(), 100),

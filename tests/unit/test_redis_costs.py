@@ -32,6 +32,8 @@ SHORT = 5_000
 FEW, EACH, WALK = 60, 24, 700
 """Commands of a call that does the same for all its jobs; further ones for each job; of a search, which reads two thousand
 jobs in steps and asks at each of them how far it can leap."""
+WORDS = 20_000
+"""Of all commands of a call: what is read or written of each of some thousand jobs is a few."""
 
 WHOLE = ("HGETALL", "HKEYS", "HVALS", "SMEMBERS")
 RANGES = ("LRANGE", "ZRANGE", "ZREVRANGE")
@@ -152,9 +154,25 @@ def archive() -> Iterator[Harbour]:
         yield archive
 
 
+@pytest.fixture
+def annex(harbour: Harbour) -> Iterator[Harbour]:
+    """An empty one beside it."""
+    annex = Harbour(f"{harbour.store.url.removesuffix('0')}1")
+    annex.run(annex.store.register(worker(W), 3_600_000))
+    yield annex
+    annex.client.flushdb()
+    annex.client.close()
+    annex.store.close()
+
+
 def most(performed: list[Performed]) -> int:
     """The commands of the call that ran most."""
     return max(len(commands) for _, commands in performed)
+
+
+def longest(performed: list[Performed]) -> int:
+    """The words of the call that said most."""
+    return max(sum(len(words) for words in commands) for _, commands in performed)
 
 
 def test_the_ear_hears_a_scan(harbour: Harbour) -> None:
@@ -200,6 +218,21 @@ def test_a_batch_is_claimed_by_a_few_commands(harbour: Harbour) -> None:
     assert most(performed) <= FEW
 
 
+def test_a_claim_asks_no_lane_that_has_nothing(annex: Harbour) -> None:
+    of_each = [new for n in range(2_000) for new in jobs(1, queue=f"q{n}")]
+    plan = [Take(new.queue, 0, 1) for new in of_each] * 2
+    annex.run(annex.store.enqueue(of_each))
+    claims = annex.run(annex.store.claim(W, plan, 2_000)).jobs
+    annex.run(annex.store.settle(W, [Outcome(each.id, each.lease, OutcomeKind.SUCCEEDED) for each in claims]))
+    annex.run(annex.store.enqueue(jobs(3, queue="q1500")))
+
+    performed = annex.heard(annex.store.claim(W, plan, 10))
+
+    assert annex.scans(performed) == []
+    assert most(performed) <= FEW
+    assert {lane.queue: lane.counts[State.READY] for lane in annex.run(annex.store.lanes())}["q1500"] == 1
+
+
 def test_a_batch_that_succeeded_is_settled_by_a_few_commands(harbour: Harbour) -> None:
     outcomes = harbour.claimed(BATCH, OutcomeKind.SUCCEEDED)
 
@@ -228,6 +261,38 @@ def test_jobs_of_a_full_key_are_let_in_one_by_one(harbour: Harbour) -> None:
 
     assert (len(performed), harbour.scans(performed)) == (1, [])
     assert most(performed) <= FEW
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.SUCCEEDED, OutcomeKind.DEAD])
+def test_children_are_told_in_pages(annex: Harbour, kind: OutcomeKind) -> None:
+    (parent,) = jobs(1)
+    annex.run(annex.store.enqueue([parent, *jobs(SOME, after=(parent.id,))]))
+
+    performed = annex.heard(annex.store.settle(W, annex.claimed(1, kind)))
+
+    assert annex.scans(performed) == []
+    assert most(performed) <= FEW + 12 * SOME // 250
+    assert max(len(words) for _, commands in performed for words in commands) <= SOME // 3
+    states = {lane.queue: lane.counts for lane in annex.run(annex.store.lanes())}["default"]
+    assert states[State.READY if kind is OutcomeKind.SUCCEEDED else State.CANCELLED] == SOME
+
+
+def test_a_queue_that_drops_its_oldest_is_put_in_order_step_by_step(harbour: Harbour) -> None:
+    bounded = [QueueSettings(name=name, max_size=SOME, overflow="drop_oldest") for name in ("keyed", "tiny")]
+
+    declared = harbour.heard(harbour.store.declare(bounded))
+    filled = harbour.heard(harbour.store.enqueue(jobs(SOME, queue="tiny")))
+    dropped = harbour.heard(harbour.store.enqueue([*jobs(5, queue="tiny"), *jobs(5, queue="keyed", key="k")]))
+
+    assert harbour.scans([*declared, *filled, *dropped]) == []
+    assert longest(declared) <= WORDS
+    assert most(filled) <= FEW
+    assert (len(dropped), longest(dropped) <= WORDS) == (1, True)
+    assert most(dropped) <= FEW + EACH * 20
+    for name in ("keyed", "tiny"):
+        oldest = harbour.run(harbour.store.find(Filter(queues=(name,)), 2 * MANY))[-8:]
+        assert sum(job.state is State.CANCELLED for job in oldest) >= 4
+        harbour.run(harbour.store.delete(Filter(queues=(name,), states=(State.CANCELLED,)), MANY))
 
 
 DUTIES: dict[str, Callable[[Store], Operation[Any]]] = {
@@ -292,21 +357,52 @@ def test_a_prune_reads_pages_and_deletes_in_batches(harbour: Harbour) -> None:
     assert most(something) <= FEW + 2 * 400
 
 
-def test_a_prune_does_not_go_through_the_children_of_a_parent_that_is_still_wanted(harbour: Harbour) -> None:
-    family = Harbour(f"{harbour.store.url.removesuffix('0')}1")
-    family.run(family.store.register(worker(W), 3_600_000))
+def test_a_prune_does_not_go_through_the_children_of_a_parent_that_is_still_wanted(annex: Harbour) -> None:
     parents = jobs(1)
-    family.run(family.store.enqueue([*parents, *jobs(SOME, after=(parents[0].id,))]))
-    family.run(family.store.settle(W, family.claimed(1, OutcomeKind.SUCCEEDED)))
-    family.run(family.store.settle(W, family.claimed(SOME - 1, OutcomeKind.SUCCEEDED)))
+    annex.run(annex.store.enqueue([*parents, *jobs(SOME, after=(parents[0].id,))]))
+    annex.run(annex.store.settle(W, annex.claimed(1, OutcomeKind.SUCCEEDED)))
+    annex.run(annex.store.settle(W, annex.claimed(SOME - 1, OutcomeKind.SUCCEEDED)))
 
-    performed = family.heard(family.store.prune(Retention(succeeded_count=SOME - 1), 1))
+    performed = annex.heard(annex.store.prune(Retention(succeeded_count=SOME - 1), 1))
 
-    assert family.scans(performed) == []
+    assert annex.scans(performed) == []
     assert most(performed) <= FEW
-    assert family.run(family.store.get([parents[0].id])) != [None]
-    family.client.close()
-    family.store.close()
+    assert annex.run(annex.store.get([parents[0].id])) != [None]
+
+
+def test_parents_that_are_still_wanted_are_passed_once_a_minute(annex: Harbour) -> None:
+    few_jobs = Retention(succeeded_count=100, succeeded=1)
+    run, store = annex.run, annex.store
+    parents = jobs(8 * 1_000)
+    after = tuple(parent.id for parent in parents)
+    run(store.enqueue([*parents, *jobs(2, after=after, queue="children", delay=3_600_000)]))
+    run(store.settle(W, annex.claimed(len(parents), OutcomeKind.SUCCEEDED)))
+    annex.clock.advance(0.001)
+
+    first = annex.heard(store.prune(few_jobs, 400))
+    while (going_on := run(store.prune(few_jobs, 400))).more:
+        assert going_on.jobs == 0
+    over = annex.heard(store.prune(few_jobs, 400))
+    run(store.enqueue(jobs(3)))
+    run(store.settle(W, annex.claimed(3, OutcomeKind.SUCCEEDED)))
+    annex.clock.advance(0.002)
+    younger = run(store.prune(few_jobs, 400))
+    run(store.replay(Filter(ids=after[-1:]), 1))
+    run(store.settle(W, annex.claimed(1, OutcomeKind.SUCCEEDED)))
+    run(store.enqueue(jobs(2)))
+    run(store.settle(W, annex.claimed(2, OutcomeKind.SUCCEEDED)))
+    annex.clock.advance(0.002)
+    younger_still = run(store.prune(few_jobs, 400))
+    run(store.cancel(Filter(queues=("children",)), 2))
+    annex.clock.advance(61)
+    gone = run(store.prune(few_jobs, 10_000)).jobs
+
+    assert annex.scans([*first, *over]) == []
+    assert 2 <= len(first) <= 9
+    assert longest(first) <= WORDS
+    assert (len(over), longest(over) < 300) == (1, True)
+    assert (younger.jobs, younger_still.jobs) == (3, 2)
+    assert gone == len(parents)
 
 
 SEARCHES: dict[str, Filter] = {

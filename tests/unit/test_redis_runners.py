@@ -339,6 +339,34 @@ def test_event_loops_in_turn_leave_no_connections_behind(own: Trial, server: Ser
     assert eventually(lambda: fact(server.url, "connected_clients") == 1)
 
 
+def test_a_runner_that_is_closed_in_mid_call_connects_no_more(own: Trial, server: Server) -> None:
+    async def turns() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def live() -> list[object]:
+        runner = own.async_runner()
+        connecting = asyncio.ensure_future(runner.run(count()))
+        await turns()
+        await runner.close()
+        answers: list[object] = [*await asyncio.gather(connecting, return_exceptions=True)]
+        await runner.run(count())
+        server.pause()
+        calls = [asyncio.ensure_future(runner.run(operation)) for operation in (count(), add(), count())]
+        await turns()
+        await runner.close()
+        server.resume()
+        answers += await asyncio.gather(*calls, return_exceptions=True)
+        # What would connect anew would do so in a thread.
+        await turns()
+        await asyncio.get_running_loop().shutdown_default_executor()
+        await turns()
+        assert eventually(lambda: fact(server.url, "connected_clients") == 1, 2)
+        return answers
+
+    assert [type(answer) for answer in asyncio.run(live())] == [StoreUnavailable] * 4
+
+
 def test_a_thread_that_is_interrupted_leaves_its_neighbours_their_calls(own: Trial, server: Server) -> None:
     own.run(count())
     server.pause()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import statistics
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ferryman.io.redis import RedisWaker, bell
+from ferryman.io.redis import RedisWaker, bell, listener
 from tests.services.proxy import proxy
 from tests.services.redis import redis_server
 from tests.services.server import Server
@@ -288,6 +289,37 @@ def test_a_bell_behind_a_line_that_is_dead_is_given_up_and_hung_anew(
 
         assert _hears(waker)
         waker.close()
+
+
+def test_nothing_is_said_on_the_line_of_a_bell_while_it_is_read(
+    own: Trial, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_LOOK_SECONDS", 0.02)
+    waker = own.waker()
+    receive, reading, over = listener._receive, threading.Event(), threading.Event()
+
+    def receive_slowly(sock: socket.socket) -> bytes:
+        reading.set()
+        assert over.wait(10)
+        return receive(sock)
+
+    def has_pinged() -> bool:
+        return b"cmd=ping" in ask(server.url, "CLIENT", "LIST", "TYPE", "pubsub")
+
+    # A connection over TLS is not for two threads at a time.
+    monkeypatch.setattr(listener, "_receive", receive_slowly)
+    reader = threading.Thread(target=waker.drain)
+    reader.start()
+    assert reading.wait(10)
+    monkeypatch.setattr(listener, "_PING_SECONDS", 0.0)
+
+    pinged_meanwhile = eventually(has_pinged, 0.5)
+    over.set()
+    reader.join()
+
+    assert not pinged_meanwhile
+    assert eventually(has_pinged)
+    waker.close()
 
 
 def test_a_bell_that_has_been_lost_and_hung_anew_costs_no_time(own: Trial, server: Server) -> None:

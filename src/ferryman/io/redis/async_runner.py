@@ -13,7 +13,7 @@ from ferryman.errors import FerrymanError
 from ferryman.io.operation import Operation
 from ferryman.io.redis.bell import Doorbell
 from ferryman.io.redis.course import begin
-from ferryman.io.redis.failures import failed_here, twin
+from ferryman.io.redis.failures import closed_here, failed_here, twin
 from ferryman.io.redis.link import ANSWER_SECONDS, Link
 from ferryman.io.redis.requests import Call
 from ferryman.io.redis.server import Server, restart_after_fork
@@ -71,9 +71,16 @@ class AsyncRedisRunner:
         await self._doorbell.await_ring(seconds)
 
     async def close(self) -> None:
+        if self._loop is None or self._loop() is not asyncio.get_running_loop():
+            self.start_anew()
+            return
+        # A connection that is being made is closed as soon as it is there.
+        self._connecting = None
         if self._link is not None:
             self._lose(ConnectionAbortedError("it was closed here"))
             self._part()
+        # What has not been said, or would be said again, must not connect anew.
+        _fail_all(self._take_waiting(), closed_here())
 
     # -- saying --------------------------------------------------------------------------------------
 
@@ -205,7 +212,11 @@ class AsyncRedisRunner:
             self._connecting.add_done_callback(self._connected)
 
     def _connected(self, connecting: asyncio.Future[Link]) -> None:
-        if connecting.cancelled() or connecting is not self._connecting:
+        if connecting.cancelled():
+            return
+        if connecting is not self._connecting:
+            if connecting.exception() is None:
+                connecting.result().close()
             return
         self._connecting = None
         try:

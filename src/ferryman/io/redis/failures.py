@@ -15,7 +15,16 @@ from ferryman.errors import (
 )
 from ferryman.io.redis.address import Address, Node
 
-__all__ = ["failed_here", "lost", "old_server", "refusal", "twin", "unconfirmed", "unreachable"]
+__all__ = [
+    "closed_here",
+    "failed_here",
+    "lost",
+    "old_server",
+    "refusal",
+    "twin",
+    "unconfirmed",
+    "unreachable",
+]
 
 _REFUSALS: dict[str, type[FerrymanError]] = {
     name: error
@@ -57,6 +66,13 @@ def failed_here(error: Exception) -> StoreError:
     failure = StoreError(f"calls could not be sent, or their answers not be handled: {error!r}")
     failure.__cause__ = error
     return failure
+
+
+def closed_here() -> StoreUnavailable:
+    """The runner was closed, and a call that only reads or was not performed yet will have no answer."""
+    return StoreUnavailable(
+        "the connection to the Redis server was closed here before it answered; nothing was done"
+    )
 
 
 def twin(error: FerrymanError) -> FerrymanError:

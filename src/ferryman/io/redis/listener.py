@@ -52,6 +52,8 @@ class Listener:
         self._unhang = unhang
         self._heard_at = 0.0
         self._is_lost = False
+        # Over TLS, reading and writing are not for two threads at a time.
+        self._line = threading.Lock()
         self.settled = threading.Event()
         """Set once it listens, or has failed to for the first time."""
         self._ended = False
@@ -70,7 +72,8 @@ class Listener:
     def take_in(self, sock: socket.socket) -> bool:
         """Read all that has come by a connection that was hung. False if it is lost; another will be hung."""
         try:
-            _receive(sock)
+            with self._line:
+                _receive(sock)
         except OSError:
             self._is_lost = True
             with contextlib.suppress(OSError):
@@ -161,7 +164,8 @@ class Listener:
                 raise TimeoutError
             elif now - max(self._heard_at, pinged_at) > _PING_SECONDS:
                 pinged_at = now
-                link.sock.send(b"*1\r\n$4\r\nPING\r\n")
+                with self._line:
+                    link.sock.send(b"*1\r\n$4\r\nPING\r\n")
 
 
 def _receive(sock: socket.socket) -> bytes:

@@ -10,14 +10,16 @@ from ferryman.store.records import Pruned, Retention
 
 __all__ = ["prune"]
 
+_FEW_CALLS, _JOBS_EACH = 5, 100
+"""Calls at most, however few jobs are to be deleted; and one more for so many of these."""
+
 
 def prune(retention: Retention, limit: int) -> Requests[Pruned]:
-    asked, start = msgspec.msgpack.encode(retention), b""
-    deleted = 0
-    while True:
-        count: int
-        count, start = yield Call("prune", (asked, limit - deleted, start))
+    asked, deleted = msgspec.msgpack.encode(retention), 0
+    # Each call looks at some hundred jobs, of which some may have to stay, and forgets some hundred small things.
+    for _ in range(_FEW_CALLS + limit // _JOBS_EACH):
+        count, more = yield Call("prune", (asked, limit - deleted))
         deleted += count
-        # Each call looks at some hundred jobs, of which some may have to stay, and forgets some hundred small things.
-        if not start or deleted >= limit:
-            return Pruned(deleted, more=deleted >= limit)
+        if not more or deleted >= limit:
+            return Pruned(deleted, more=bool(more))
+    return Pruned(deleted, more=True)

@@ -51,8 +51,7 @@ class RedisStore:
     How durable they are is the server's to say: `durable` means with its append-only file switched on.
 
     While a call is carried out, the server does nothing else. That takes some microseconds for each job of a batch, and
-    some twelve for each child of a job that ends: batches of a few thousand keep others from waiting. Only a queue
-    that begins to drop its oldest jobs is gone through as a whole, once.
+    some ten for each child of a job that ends: batches of a few thousand keep others from waiting.
     """
 
     capabilities = Capabilities(

@@ -34,8 +34,11 @@
 --   lanes                  HASH '<queue>:<priority>' -> the lane's clock: every lane that has or had jobs
 --   tenants:<queue>:<prio> HASH tenant ('' for none) -> its last tag in a fair lane
 --   count:<state>          HASH '<queue>:<priority>' -> how many jobs; no entry means 0
---   arranged               SET of queues whose pending jobs are in arrivals:<queue>, for dropping the oldest
+--   arranged               HASH queue -> up to which spot its pending jobs are all in arrivals:<queue>, for dropping
+--                          the oldest; '' once they all are
 --   arrivals:<queue>       ZSET 0 spot
+--   passed                 HASH state -> '<finished_at> <spot>', where its line is to be pruned from; until -> the
+--                          moment when it is to be pruned from its beginning again
 --   minutes                ZSET minute '<minute>': minutes that have statistics
 --   stat:<minute>          HASH '<kind> <bucket> <bytes of queue> <queue> <task>' -> count; kinds are enqueued,
 --                          succeeded, failed, dead, waited, ran; the bucket is 0 but for the last two

@@ -70,6 +70,13 @@ local function read_life(card, life)
     end
 end
 
+-- The fields of a life, for those who need no card.
+function book.fields_of(life)
+    local fields = setmetatable({}, PLAIN)
+    read_life(fields, life)
+    return fields
+end
+
 function book.pack_life(card)
     local worker, reason, result = card.worker or '', card.reason, card.result
     local bits = (card.holds and HOLDS or 0) + (card.has_children and CHILDREN or 0)

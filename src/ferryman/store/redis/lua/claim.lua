@@ -110,24 +110,31 @@ end
 local function prepare(form, worker)
     form.life, form.life_for = book.first_life(worker, form.first_at), worker
     form.claim = form.names .. numbers_of(1, 1, form.max_attempts, 0, form.enqueued_at, form.first_at)
-    form.is_easy = form.is_simple and form.deadline == 0 and not book.is_arranged(form.trade.queue)
+    form.is_easy = form.is_simple and form.deadline == 0
 end
 
-local function put_back(lane, running, spots)
+local function put_back(lane, running, spots, arrivals)
     local line, ids = {}, {}
     for index, spot in ipairs(spots) do
         line[2 * index - 1], line[2 * index] = '0', spot
         ids[index] = book.id_of(spot)
     end
     book.many('ZADD', lane.ready, line)
+    if arrivals then
+        book.many('ZADD', arrivals, line)
+    end
     book.many('ZREM', running, spots)
     book.many('HDEL', book.key('life'), ids)
 end
 
 local function move_easy(worker, lane, spots, lives, leased)
     local running, count = book.key('running:' .. worker), #spots
-    book.note(put_back, lane, running, spots)
+    local arrivals = book.is_arranged(lane.queue) and lane.arrivals
+    book.note(put_back, lane, running, spots, arrivals)
     book.many('ZREM', lane.ready, spots)
+    if arrivals then
+        book.many('ZREM', arrivals, spots)
+    end
     book.many('ZADD', running, leased)
     book.many('HSET', book.key('life'), lives)
     book.count_jobs(lane, READY, -count)
@@ -190,6 +197,22 @@ local function take(worker, lane, count, claims)
     until #claims == most or looks <= 0
 end
 
+-- How many jobs are ready in each lane of a plan. This names all lanes that the worker has ever seen, most of them twice.
+local function depths_of(plan)
+    local depths, names = {}, {}
+    for _, line in ipairs(plan) do
+        local name = line[1] .. ':' .. line[2]
+        if not depths[name] then
+            depths[name], names[#names + 1] = 0, name
+        end
+    end
+    book.write()
+    for index, depth in ipairs(book.fields('count:ready', names)) do
+        depths[names[index]] = tonumber(depth or 0)
+    end
+    return depths
+end
+
 -- -- verbs --------------------------------------------------------------------------------------------
 
 local function next_due()
@@ -221,11 +244,13 @@ book.verb('claim', function(args)
     claim.find_worker(worker)
     promote()
     expire()
-    local paused, claims = paused_queues(), {}
+    local paused, depths, claims = paused_queues(), depths_of(plan), {}
     for _, line in ipairs(plan) do
-        local count = math.min(line[3], limit - #claims)
+        local name, before = line[1] .. ':' .. line[2], #claims
+        local count = math.min(line[3], limit - before, depths[name])
         if count > 0 and not paused[line[1]] then
             take(worker, book.lane(line[1], line[2]), count, claims)
+            depths[name] = depths[name] - (#claims - before)
         end
     end
     local states = states_of(lanes_of(worker, paused))

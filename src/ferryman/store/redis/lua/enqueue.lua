@@ -58,11 +58,11 @@ local function store_plain(run, ids, common, jobs, first)
     end
     local lane = book.lane(run.queue, run.priority)
     book.note(book.many, 'HDEL', book.key('job'), ids)
-    book.note(book.many, 'ZREM', book.key('all'), spots)
-    book.note(book.many, 'ZREM', lane.ready, spots)
     book.many('HSET', book.key('job'), records)
-    book.many('ZADD', book.key('all'), line)
-    book.many('ZADD', lane.ready, line)
+    for _, key in ipairs({book.key('all'), lane.ready, book.is_arranged(run.queue) and lane.arrivals or nil}) do
+        book.note(book.many, 'ZREM', key, spots)
+        book.many('ZADD', key, line)
+    end
     book.forget_missing(ids)
     book.count_jobs(lane, READY, count)
     book.stat(run.names, 'enqueued', 0, count)
@@ -71,7 +71,6 @@ end
 
 local function is_plain(run, form)
     return run.kind == 0 and form.first_at <= book.now and form.deadline == 0 and not book.settings(run.queue).fair
-        and not book.is_arranged(run.queue)
 end
 
 -- All that is packed with an id in it counts on this.
@@ -184,43 +183,7 @@ end
 
 -- -- bounds -----------------------------------------------------------------------------------------
 
--- Keep the pending jobs of a queue by arrival, from now on. This walks through all jobs that are scheduled,
--- waiting or parked, once.
-local function arrange(queue)
-    local lines = {book.key('scheduled'), book.key('waiting')}
-    for _, name in ipairs(book.range('HKEYS', book.key('lanes'))) do
-        if string.match(name, '^(.*):') == queue then
-            lines[#lines + 1] = book.key('ready:' .. name)
-        end
-    end
-    for _, name in ipairs(call('HKEYS', book.key('key'))) do
-        lines[#lines + 1] = book.full('parked:' .. name)
-    end
-    local arrivals = {}
-    for _, line in ipairs(lines) do
-        local ids = {}
-        for index, spot in ipairs(call('ZRANGE', line, 0, -1)) do
-            ids[index] = book.id_of(spot)
-        end
-        for _, card in ipairs(book.cards(ids)) do
-            if card and card.queue == queue then
-                arrivals[#arrivals + 1] = '0'
-                arrivals[#arrivals + 1] = card.spot
-            end
-        end
-    end
-    book.arrange(queue)
-    if #arrivals > 0 then
-        local key = book.key('arrivals:' .. queue)
-        book.note(call, 'UNLINK', key)
-        book.many('ZADD', key, arrivals)
-    end
-end
-
 local function drop_oldest(queue, excess, most)
-    if not book.is_arranged(queue) then
-        arrange(queue)
-    end
     while excess > 0 do
         local spots = book.range('ZRANGE', book.key('arrivals:' .. queue), 0, math.min(excess, 500) - 1)
         if #spots == 0 then

@@ -5,6 +5,7 @@ local RUNNING = book.RUNNING
 local LOOKS = 1000      -- finished jobs that one call looks at
 local STEP = 100        -- jobs that are read at once
 local SMALL = 1000      -- small things of each kind that one call forgets
+local REST = 60000      -- ms before jobs that had to stay are looked at again, if they are many
 
 -- -- small things ------------------------------------------------------------------------------------
 -- Each of these answers how many it has forgotten; as many as SMALL, and there may be more.
@@ -150,7 +151,8 @@ local function erase(card)
     end
 end
 
--- The next card of a line, in the order in which they finished, nil at its end. `line.passed` are those that stay.
+-- The next card of a line, in the order in which they finished, nil at its end. `line.passed` are those that stay, the
+-- last of them `line.last`.
 local function head_of(line)
     if not line.page or (not line.page[line.at] and #line.page == STEP) then
         erase_all_bare()
@@ -187,7 +189,7 @@ local function prune_lines(lines, before, excess, walk)
         walk.looks = walk.looks - 1
         line.at = line.at + 1
         if (card.result_until > book.now and excess <= 0) or is_wanted(card, walk) then
-            line.passed = line.passed + 1
+            line.passed, line.last = line.passed + 1, card
         else
             erase(card)
             walk.deleted, excess = walk.deleted + 1, excess - 1
@@ -195,17 +197,53 @@ local function prune_lines(lines, before, excess, walk)
     end
 end
 
--- ARGV: MessagePack of the Retention; limit; where to go on, '' to begin. Answers an array: how many jobs were
--- deleted, and where it ended ('': there is nothing more to forget), from where it is to be called again until the
--- limit is reached.
-book.verb('prune', function(args)
-    local retention, walk = cmsgpack.unpack(args[1]), {limit = tonumber(args[2]), deleted = 0, looks = LOOKS}
-    local passed = {string.match(args[3], '(%d+) (%d+) (%d+) (%d+)')}
+-- -- jobs that had to stay ----------------------------------------------------------------------------
+-- They are the first of their line, and there may be a million of them. So a call that meets many leaves marks where the
+-- next one goes on; and when one has come to the end, none begins anew for a while.
+
+-- How many jobs of a line come before its mark, or with it.
+local function count_passed(key, mark)
+    local finished_at, spot = string.match(mark, '^(%d+) (.*)$')
+    if tonumber(call('ZSCORE', key, spot) or -1) == tonumber(finished_at) then
+        return call('ZRANK', key, spot) + 1
+    end
+    -- It is gone, or has run again. Others of the same moment may have been beyond it: their turn comes with the next walk.
+    return call('ZCOUNT', key, '-inf', finished_at)
+end
+
+local function open_lines()
+    local ends = tonumber(book.hget('passed', 'until'))
+    if ends and ends <= book.now then
+        book.drop('passed')
+    end
     local lines = {}
     for index, state in ipairs({'succeeded', 'dead', 'cancelled', 'expired'}) do
-        lines[index] = {state = state, key = book.key(state), passed = tonumber(passed[index] or 0)}
+        local key, mark = book.key(state), book.hget('passed', state)
+        lines[index] = {state = state, key = key, passed = mark and count_passed(key, mark) or 0}
     end
-    local most = forget_small_things(retention)
+    return lines
+end
+
+local function leave_marks(lines, walk)
+    local has_met_many = walk.looks <= 0
+    if not has_met_many and call('EXISTS', book.key('passed')) == 0 then
+        return
+    end
+    for _, line in ipairs(lines) do
+        if line.last then
+            book.hset('passed', line.state, book.text(line.last.finished_at) .. ' ' .. line.last.spot)
+        end
+    end
+    if not has_met_many and walk.deleted < walk.limit and not book.hget('passed', 'until') then
+        book.hset('passed', 'until', book.text(book.later(REST)))
+    end
+end
+
+-- ARGV: MessagePack of the Retention; limit. Answers an array: how many jobs were deleted, and 1 if there may be more to
+-- forget, else 0.
+book.verb('prune', function(args)
+    local retention, walk = cmsgpack.unpack(args[1]), {limit = tonumber(args[2]), deleted = 0, looks = LOOKS}
+    local most, lines = forget_small_things(retention), open_lines()
     local groups = {{'succeeded', lines[1]}, {'dead', lines[2]}, {'other', lines[3], lines[4]}}
     -- ferryman.store.records.ARRIVING.
     for _, group in ipairs(coordinate.lasting('kv', 'ferryman.arriving') and {} or groups) do
@@ -214,9 +252,7 @@ book.verb('prune', function(args)
         prune_lines(group, book.now - retention[kind], excess, walk)
     end
     erase_all_bare()
-    local on = ''
-    if walk.looks <= 0 or most == SMALL then
-        on = string.format('%d %d %d %d', lines[1].passed, lines[2].passed, lines[3].passed, lines[4].passed)
-    end
-    return {walk.deleted, on}
+    leave_marks(lines, walk)
+    local more = walk.looks <= 0 or walk.deleted >= walk.limit or most == SMALL
+    return {walk.deleted, more and 1 or 0}
 end, {drains = true})

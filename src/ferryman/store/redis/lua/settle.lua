@@ -120,6 +120,7 @@ function settle.settle_leased(card, outcome, deaths)
     local kind = outcome.kind
     if kind == RELEASED then
         card.attempt, card.worker, card.started_at = card.attempt - 1, nil, 0
+        finish.take_back_unique(card)
         return back_to_its_place(card)
     end
     local problem = outcome.problem

@@ -43,19 +43,45 @@ local function drop_tags(queue)
     return true
 end
 
+-- The first call has those jobs kept by arrival that will be pending; each looks for some of those that are. Answers
+-- whether all have been found.
+local function arrange(queue)
+    local from = book.is_arranged(queue)
+    if from == '' then
+        return true
+    end
+    local which = {ids = {}, queues = {queue}, states = {}, tasks = {}, tags = {}, causes = {}}
+    local found, on = filters.matching(which, filters.PENDING, AT_ONCE, {from = from or ''})
+    local line, spots = {}, {}
+    for index, card in ipairs(found) do
+        line[2 * index - 1], line[2 * index], spots[index] = '0', card.spot, card.spot
+    end
+    if #spots > 0 then
+        local key = book.key('arrivals:' .. queue)
+        -- One of them may have been there: whoever asks again for all after the same spot finds it again.
+        book.note(book.many, 'ZREM', key, spots)
+        book.many('ZADD', key, line)
+    end
+    book.arrange(queue, on or '')
+    return on == nil
+end
+
 -- ARGV: for each queue its name and MessagePack of its QueueSettings. Answers 1 if that is all; 0 if there is more to
--- be done by another call of the same.
+-- be done by another call of the same. A queue is not to drop its oldest jobs before these are known.
 book.verb('declare', function(args)
     local is_done = true
     for index = 1, #args, 2 do
-        book.hset('queue', args[index], args[index + 1])
-        book.forget_settings()
-        if not cmsgpack.unpack(args[index + 1]).fair then
-            is_done = drop_tags(args[index]) and is_done
+        local queue, settings = args[index], cmsgpack.unpack(args[index + 1])
+        if settings.overflow ~= 'drop_oldest' or not settings.max_size or arrange(queue) then
+            book.hset('queue', queue, args[index + 1])
+            book.forget_settings()
+            is_done = (settings.fair or drop_tags(queue)) and is_done
+        else
+            is_done = false
         end
     end
     return is_done and 1 or 0
-end)
+end, {drains = true})
 
 -- ARGV: 1 to pause or 0 to resume, then queues. Answers nothing.
 book.verb('pause', function(args)

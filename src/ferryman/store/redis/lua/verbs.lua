@@ -25,8 +25,8 @@ end
 -- Of what type a key is, by the first word of its name.
 local TYPES = {
     seq = 'string', job = 'hash', life = 'hash', unique = 'hash', key = 'hash', queue = 'hash', lanes = 'hash',
-    tenants = 'hash', count = 'hash', stat = 'hash', worker = 'hash', lock = 'hash', kv = 'hash', paused = 'set',
-    arranged = 'set', parents = 'list', attempts = 'list', notes = 'list', orders = 'list',
+    tenants = 'hash', count = 'hash', stat = 'hash', worker = 'hash', lock = 'hash', kv = 'hash', arranged = 'hash',
+    passed = 'hash', paused = 'set', parents = 'list', attempts = 'list', notes = 'list', orders = 'list',
 }
 
 -- Which of the keys that this process has used lately is of another type than it should be, as a message; else nil.

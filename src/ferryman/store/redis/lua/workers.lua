@@ -79,7 +79,7 @@ book.verb('register', function(args)
     if not book.hget('worker:' .. worker, 'gone') then
         book.zadd('alive', book.text(lease_until), worker)
     end
-end)
+end, {drains = true})
 
 -- ARGV: the worker, its lease in ms, MessagePack of its WorkerStatus, the number of the last order that it has heard.
 -- Answers the number of the last order, and the orders, each as MessagePack of [kind, job, reason, lease, number].

@@ -7,7 +7,7 @@ local MINUTE = 60000
 local arranged
 
 book.at_start(function()
-    arranged = nil
+    arranged = {}
 end)
 
 -- -- lists of arguments, by key ------------------------------------------------------------------------
@@ -33,7 +33,7 @@ local function put_pair(lists, key, first, second)
 end
 
 -- A spot of an index had the rank `before` (nil: it was not there) and is to have the rank `after`.
-local function reindex(work, line, spot, before, after)
+function book.reindex(work, line, spot, before, after)
     if before == after then
         return
     end
@@ -51,21 +51,18 @@ end
 
 -- -- what follows from a card --------------------------------------------------------------------------
 
--- Whether a queue's pending jobs are kept by arrival.
+-- Whether a queue's pending jobs are kept by arrival: a spot, if those that were there before are known up to it only.
 function book.is_arranged(queue)
-    if not arranged then
-        arranged = {}
-        for _, name in ipairs(call('SMEMBERS', book.key('arranged'))) do
-            arranged[name] = true
-        end
+    if arranged[queue] == nil then
+        arranged[queue] = call('HGET', book.key('arranged'), queue)
     end
     return arranged[queue]
 end
 
--- Keep a queue's pending jobs by arrival from now on.
-function book.arrange(queue)
-    book.sadd('arranged', queue)
-    arranged = nil
+-- Keep a queue's pending jobs by arrival from now on; those that were there before are known up to this spot.
+function book.arrange(queue, spot)
+    book.hset('arranged', queue, spot)
+    arranged[queue] = spot
 end
 
 local function change_line(work, card)
@@ -78,13 +75,13 @@ local function change_line(work, card)
         return
     end
     if line == was_line then
-        reindex(work, line, card.spot, was_rank, rank)
+        book.reindex(work, line, card.spot, was_rank, rank)
     else
         if was_line then
-            reindex(work, was_line, card.spot, was_rank, nil)
+            book.reindex(work, was_line, card.spot, was_rank, nil)
         end
         if line then
-            reindex(work, line, card.spot, nil, rank)
+            book.reindex(work, line, card.spot, nil, rank)
         end
     end
     if card.state == READY and line then
@@ -106,10 +103,10 @@ local function change_arrived(work, card)
     local after = not card.erased and book.ARRIVED[card.state]
     if before ~= after then
         if before then
-            reindex(work, book.key(before), card.spot, 0, nil)
+            book.reindex(work, book.key(before), card.spot, 0, nil)
         end
         if after then
-            reindex(work, book.key(after), card.spot, nil, 0)
+            book.reindex(work, book.key(after), card.spot, nil, 0)
         end
     end
 end
@@ -129,7 +126,7 @@ local function change_counts(work, card)
     local was_pending = before ~= nil and before < RUNNING
     local is_pending = state < RUNNING and not card.erased
     if was_pending ~= is_pending and book.is_arranged(lane.queue) then
-        reindex(work, lane.arrivals, card.spot, was_pending and 0 or nil, is_pending and 0 or nil)
+        book.reindex(work, lane.arrivals, card.spot, was_pending and 0 or nil, is_pending and 0 or nil)
     end
 end
 
@@ -137,18 +134,18 @@ local function change_indexes(work, card)
     local spot, erased = card.spot, card.erased
     if card.was_deadline or card.deadline > 0 then
         local deadline = card.deadline > 0 and card.state < RUNNING and not erased and card.deadline or nil
-        reindex(work, book.key('deadline'), spot, card.was_deadline, deadline)
+        book.reindex(work, book.key('deadline'), spot, card.was_deadline, deadline)
     end
     if card.was_result_end or card.result_until > 0 then
         local ends = not erased and book.result_end(card) or nil
-        reindex(work, book.key('result_until'), spot, card.was_result_end, ends)
+        book.reindex(work, book.key('result_until'), spot, card.was_result_end, ends)
     end
     if card.born or erased then
         local before, after = not card.born and 0 or nil, not erased and 0 or nil
-        reindex(work, book.key('all'), spot, before, after)
+        book.reindex(work, book.key('all'), spot, before, after)
         if card.kind >= KIND.TAGGED then
             for _, tag in ipairs(book.rest(card).tags) do
-                reindex(work, book.full('tag:' .. tag), spot, before, after)
+                book.reindex(work, book.full('tag:' .. tag), spot, before, after)
             end
         end
     end
@@ -160,7 +157,8 @@ local function is_plain(card)
         and not card.holds and not card.has_children
 end
 
-local function change_blob(work, key, id, before, after)
+-- The field of a hash had a value (nil: it was not there) and is to have another.
+function book.change_blob(work, key, id, before, after)
     if before == after then
         return
     end
@@ -180,13 +178,13 @@ local function change_blobs(work, card)
     local id, erased = card.id, card.erased
     if card.born or erased or card.old_record then
         local before = not card.born and (card.old_record or card.record) or nil
-        change_blob(work, book.key('job'), id, before, not erased and card.record or nil)
+        book.change_blob(work, book.key('job'), id, before, not erased and card.record or nil)
     end
     local life
     if not erased and not (card.born and not card.has_lived and is_plain(card)) then
         life = book.pack_life(card)
     end
-    change_blob(work, book.key('life'), id, card.life or nil, life)
+    book.change_blob(work, book.key('life'), id, card.life or nil, life)
     card.life = life
 end
 

@@ -140,8 +140,12 @@ class App:
             raise ConfigError(
                 f"queue {name!r}: overflow {overflow!r} is none of {', '.join(get_args(_Overflow))}"
             )
-        if any(weight <= 0 for weight in (weights or {}).values()):
-            raise ConfigError(f"queue {name!r}: weights must be positive")
+        for tenant, weight in (weights or {}).items():
+            # Put so that what is no number is refused, too.
+            if not 1e-6 <= weight <= 1e6:
+                raise ConfigError(
+                    f"queue {name!r}: the weight of {tenant!r} must lie between 0.000001 and 1,000,000"
+                )
         settings = QueueSettings(
             name=name, fair=fair, weights=dict(weights or {}), max_size=max_size, overflow=overflow
         )

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_COUNT",
     "MAX_DEATHS",
     "MAX_PRIORITY",
+    "MAX_TEXT",
     "MIN_PRIORITY",
     "PENDING",
     "RERUNS",
@@ -54,10 +55,14 @@ WorkerId = NewType("WorkerId", str)
 """The name of one start of one worker; never used again."""
 
 MIN_PRIORITY, MAX_PRIORITY = -9, 9
+"""Bounds of a priority; a larger one is served sooner, the default is 0."""
 
 MAX_COUNT = 2**31 - 1
 """Of attempts and of places: what every store can keep."""
-"""Bounds of a priority; a larger one is served sooner, the default is 0."""
+
+MAX_TEXT = 1_000
+"""Bytes of a text that is looked up as a whole, such as a key. Two of them fit into one entry of an index, the longest of
+which PostgreSQL takes has 2,704."""
 
 MAX_DEATHS = 3
 """How many times a job may take its executor down with it before it is put with the dead letters."""
@@ -125,7 +130,8 @@ class UniqueKey(msgspec.Struct, frozen=True):
     """At most one job of the same `key` at a time.
 
     With `period` (ms) the key is taken for so long after the enqueue, whatever becomes of the job.
-    Without, it is taken until the job is started or finished, as `until` says.
+    Without, it is taken until the job is started or finished, as `until` says. (Claimed is as good as started; a job that is
+    given back without having been started takes its key again, unless another has it by then.)
     """
 
     key: str

@@ -10,7 +10,7 @@ import msgspec
 
 from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError
-from ferryman.job import MAX_COUNT, MAX_PRIORITY, MIN_PRIORITY, JobId, NewJob, OnParentFailure
+from ferryman.job import MAX_COUNT, MAX_PRIORITY, MAX_TEXT, MIN_PRIORITY, JobId, NewJob, OnParentFailure
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ __all__ = [
     "new_job_template",
     "too_long",
 ]
-
-_MAX_TEXT = 1_000
-"""Bytes of what is looked up as a whole, such as a key: two of them fit into one entry of every store's index."""
 
 PRIORITIES = {"low": -5, "normal": 0, "high": 5, "urgent": 9}
 
@@ -166,12 +163,12 @@ def _problem(options: Options) -> str | None:
 
 def too_long(what: str, text: str) -> str | None:
     """What is to be said of a text by which something is to be found, if it is too long for that."""
-    if len(text) <= _MAX_TEXT // 4:  # No character has more than four bytes.
+    if len(text) <= MAX_TEXT // 4:  # No character has more than four bytes.
         return None
     size = len(text.encode("utf-8", "surrogatepass"))
-    if size <= _MAX_TEXT:
+    if size <= MAX_TEXT:
         return None
-    return f"{what} {text[:20]!r}… has {size:,} bytes, and {_MAX_TEXT:,} is the most; shorten it, or give a digest of it"
+    return f"{what} {text[:20]!r}… has {size:,} bytes, and {MAX_TEXT:,} is the most; shorten it, or give a digest of it"
 
 
 def _unique_key(unique: bool | float | str | Unique | None) -> str | None:

@@ -227,6 +227,8 @@ class Model:
             case OutcomeKind.RELEASED:
                 row.attempt -= 1
                 row.state, row.worker = State.READY, None
+                if row.new.unique and row.new.unique.until == "started":
+                    self.unique.setdefault(row.new.unique.key, row.id)
             case OutcomeKind.CRASHED:
                 row.deaths += 1
                 self._again(row, now)

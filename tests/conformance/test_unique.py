@@ -88,6 +88,56 @@ def test_a_job_that_finishes_does_not_free_the_key_that_another_has_taken(ferry:
     assert answer == Enqueued(second, duplicate=True)
 
 
+def test_a_key_until_started_is_taken_again_by_a_job_that_was_claimed_but_not_started(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_STARTED)
+    ferry.settle(ferry.take(), OutcomeKind.RELEASED)
+
+    (before,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+    ferry.take()
+    (after,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert before == Enqueued(first, duplicate=True)
+    assert not after.duplicate
+
+
+def test_a_key_that_another_has_taken_meanwhile_stays_with_that_one(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_STARTED)
+    claim = ferry.take()
+    second = ferry.add(unique=UNTIL_STARTED)
+    ferry.settle(claim, OutcomeKind.RELEASED)
+
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+    started = [ferry.finish_next() for _ in range(2)]
+    (later,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert answer == Enqueued(second, duplicate=True)
+    assert started == [first, second]
+    assert not later.duplicate
+
+
+def test_a_key_that_another_had_for_a_period_that_is_over_is_free(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_STARTED)
+    claim = ferry.take()
+    ferry.add(unique=UniqueKey("report", period=1_000), delay=10_000)
+    ferry.clock.advance(2)
+    ferry.settle(claim, OutcomeKind.RELEASED)
+
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert answer == Enqueued(first, duplicate=True)
+
+
+def test_a_job_that_is_to_be_cancelled_does_not_take_its_key_again(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_STARTED)
+    claim = ferry.take()
+    ferry.cancel(first)
+    ferry.settle(claim, OutcomeKind.RELEASED)
+
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert not answer.duplicate
+
+
 @pytest.mark.parametrize("unique", [UNTIL_FINISHED, UNTIL_STARTED])
 def test_cancelling_or_deleting_a_pending_job_frees_its_key(ferry: Ferry, unique: UniqueKey) -> None:
     ferry.cancel(ferry.add(unique=unique))

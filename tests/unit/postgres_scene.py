@@ -84,6 +84,7 @@ class Scene:
         run(store.enqueue([
             put("parent", priority=1), put("plain", priority=1), put("keyed", priority=1, key="k", room=1),
             put("unique", priority=1, unique=UniqueKey("u")), put("tagged", priority=1, queue="fair", tenant="a"),
+            put("started unique", priority=1, unique=UniqueKey("s", until="started")),
         ]))  # fmt: skip
         run(store.claim(US, PLAN, ALL))
         run(store.enqueue([
@@ -179,11 +180,13 @@ class Session:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._sql = psycopg.connect(scene.server, autocommit=True)
+        self._sql = psycopg.connect(scene.server, autocommit=True, options=f"-c search_path={scene.schema}")
         self._sql.adapters.register_dumper(list, ListDumper)
         self.pid = self._sql.info.backend_pid
         self.again = 0
         """How often the transaction has been begun anew."""
+        self.answers: list[list[Any]] = []
+        """Rows, by operation, of the last time that it was begun or went on."""
         self.trouble: list[str] = []
         """What a server says of a deadlock."""
         self._begun: Operations = ()
@@ -199,6 +202,10 @@ class Session:
         self._begun = []
         self.go_on(operations)
 
+    def lock_jobs(self) -> None:
+        """Begin a transaction that lets nobody else write jobs."""
+        self._sql.execute("BEGIN; LOCK TABLE job IN SHARE ROW EXCLUSIVE MODE")
+
     def go_on(self, operations: Operations) -> None:
         """Perform more operations in the transaction that is open, all of it again if that is asked for."""
         self._begun = [*self._begun, *operations]
@@ -206,11 +213,14 @@ class Session:
         self.again = 0
         give_up = time.monotonic() + 20
         while True:
+            self.answers = []
             try:
                 for operation in operations:
                     statement = operation.body(0).send(None)
                     params = filled(statement, self._scene.clock.now(), gate=gate)
-                    self._sql.cursor(binary=True).execute(statement.text, params)
+                    self.answers.append(
+                        self._sql.cursor(binary=True).execute(statement.text, params).fetchall()
+                    )
             except psycopg.Error as error:
                 self._sql.execute("ROLLBACK")
                 if error.sqlstate == "40P01":
@@ -319,6 +329,7 @@ VERBS: dict[str, Callable[[Scene], Operations]] = {
     "enqueue plain": _enqueue(),
     "enqueue keyed": _enqueue(key="k"),
     "enqueue unique": _enqueue(unique=UniqueKey("u")),
+    "enqueue unique again": _enqueue(unique=UniqueKey("s")),
     "enqueue unique and keyed": _enqueue(unique=UniqueKey("new"), key="k"),
     "enqueue child of running": _enqueue(after=("plain", "parent")),
     "enqueue child of ready": _enqueue(after=("ready parent", "lost parent")),
@@ -328,6 +339,7 @@ VERBS: dict[str, Callable[[Scene], Operations]] = {
     "enqueue delayed": _enqueue(delay=10_000),
     "deferred keyed": _deferred(key="k"),
     "deferred unique": _deferred(unique=UniqueKey("new")),
+    "deferred unique again": _deferred(unique=UniqueKey("s")),
     "deferred child of running": _deferred(after=("plain", "parent")),
     "deferred child of finished": _deferred(after=("over 0", "unique")),
     "claim": lambda scene: [scene.store.claim(US, PLAN, ALL)],
@@ -336,6 +348,7 @@ VERBS: dict[str, Callable[[Scene], Operations]] = {
     "settle retry": _settle(US, OutcomeKind.RETRY),
     "settle dead": _settle(US, OutcomeKind.DEAD),
     "settle snoozed": _settle(US, OutcomeKind.SNOOZED, 100),
+    "settle released": _settle(US, OutcomeKind.RELEASED),
     "settle lost": _settle(LOST, OutcomeKind.SUCCEEDED),
     "turn": _turn,
     "cancel": _steer("cancel"),
@@ -390,9 +403,10 @@ PROMISES = {
     "unique keys are held by jobs that are not finished": """
         SELECT u.key FROM unique_key u LEFT JOIN job j ON j.id = u.id
         WHERE u.until IS NULL AND coalesce(j.state >= CASE WHEN j.flags & 64 <> 0 THEN 4 ELSE 5 END, true)""",
-    "a job that needs a unique key has it": """
+    "a job that needs a unique key has it, or gave it back when it was claimed": """
         SELECT j.seq, j.state, j.flags FROM job j WHERE j.flags & 96 <> 0 AND j.state < CASE WHEN j.flags & 64 <> 0 THEN 4
-            ELSE 5 END AND j.attempt = 0 AND NOT EXISTS (SELECT 1 FROM unique_key u WHERE u.id = j.id)""",
+            ELSE 5 END AND j.attempt = 0 AND (j.flags & 64 = 0 OR j.lease = 0)
+            AND NOT EXISTS (SELECT 1 FROM unique_key u WHERE u.id = j.id)""",
     "only finished jobs have an end": """
         SELECT seq, state FROM job WHERE (state >= 5) <> (finished_at IS NOT NULL)""",
     "attempts stay within their number": """

@@ -87,3 +87,13 @@ def test_the_largest_numbers_of_all_are_kept() -> None:
     job = work.options(delay=3_153_600_000, ttl=3_153_600_000).enqueue().record()
     assert job.max_attempts == 2**31 - 1
     assert job.run_at > job.enqueued_at
+
+
+@pytest.mark.parametrize("weight", [0, -1.0, 1e-310, 1e7, math.inf, math.nan])
+def test_so_is_a_weight_whose_share_cannot_be_reckoned_with(weight: float) -> None:
+    app = Ferryman("memory://")
+
+    with pytest.raises(
+        ConfigError, match=r"'imports': the weight of 'acme' must lie between 0\.000001 and 1,000,000"
+    ):
+        app.queue("imports", fair=True, weights={"bolt": 1, "acme": weight})

@@ -13,7 +13,7 @@ import pytest
 from ferryman.errors import StoreUnavailable
 from ferryman.job import State, UniqueKey, WorkerId
 from ferryman.store.open import open_store
-from ferryman.store.records import Enqueued, Filter, Order, Orders, Retention, WorkerStatus
+from ferryman.store.records import Enqueued, Filter, Order, Orders, Pruned, Retention, WorkerStatus
 from tests.services import places
 from tests.unit.postgres_scene import VERBS, Scene, Session, check
 
@@ -106,11 +106,48 @@ def test_a_child_whose_parent_is_pruned_before_its_commit_runs_all_the_same(scen
 
     with scene.admin.transaction():
         guest.runner.run(guest.enqueue([child]))
-        assert scene.run(scene.store.prune(Retention(succeeded=0), 1)) == 1
+        assert scene.run(scene.store.prune(Retention(succeeded=0), 1)).jobs == 1
     scene.drain()
 
     (found,) = scene.run(scene.store.get([child.id]))
     assert found.state is State.SUCCEEDED
+
+
+def test_a_prune_beside_another_leaves_the_work_to_that_one(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    one, _ = sessions
+    prune = scene.store.prune(Retention(succeeded=0, dead=0, other=0), 1)
+    one.begin([prune])
+
+    beside = scene.run(prune)
+
+    one.end()
+    assert beside == Pruned(0, more=False)
+    assert scene.run(prune) == Pruned(1, more=True)
+
+
+def test_jobs_that_come_to_life_or_get_children_while_a_prune_waits_for_the_gate_stay(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    scene.clock.advance(1)
+    one, other = sessions
+    replayed, parent = scene.ids["over 1"], scene.ids["over 0"]
+
+    one.begin([
+        scene.store.replay(Filter(ids=(replayed,)), 1),
+        scene.store.enqueue([scene.put(after=(parent, scene.ids["plain"]))]),
+    ])  # fmt: skip
+    other.start(VERBS["prune"](scene))
+    other.come_to_rest()
+    one.end()
+    other.finish()
+
+    found = scene.run(scene.store.get([replayed, parent, scene.ids["over keyed"]]))
+    assert [job and job.state for job in found] == [State.READY, State.SUCCEEDED, None]
+    check(scene)
 
 
 def test_a_replay_whose_jobs_are_deleted_under_it_time_and_again_keeps_no_unique_key(
@@ -171,6 +208,48 @@ def test_an_enqueue_that_waits_for_a_unique_key_of_a_long_transaction_gives_up(
 
     one.end()
     impatient.close()
+
+
+def test_a_job_that_is_given_back_does_not_wait_for_its_unique_key(
+    scene: Scene, sessions: tuple[Session, Session]
+) -> None:
+    scene.again()
+    one, other = sessions
+    one.begin(VERBS["deferred unique again"](scene))
+
+    other.begin(VERBS["settle released"](scene))
+
+    other.end()
+    one.end()
+    job = scene.ids["started unique"]
+    (again,) = scene.run(scene.store.enqueue([scene.put(unique=UniqueKey("s"))]))
+    assert scene.run(scene.store.get([job]))[0].state is State.READY
+    assert again.duplicate
+    assert again.id != job
+    check(scene)
+
+
+@pytest.mark.parametrize(
+    "more", ["", "over 0", "plain"], ids=["plain", "child-of-finished", "child-of-running"]
+)
+def test_of_one_job_that_is_enqueued_twice_at_the_same_time_one_is_a_duplicate(
+    scene: Scene, sessions: tuple[Session, Session], more: str
+) -> None:
+    scene.again()
+    one, other = sessions
+    job = scene.put(after=(scene.ids[more],) if more else ())
+    # The second stands before its insert when the first one draws its number.
+    one.lock_jobs()
+    other.start([scene.store.enqueue([scene.put(), job])], commit=False)
+    other.come_to_rest()
+
+    one.go_on([scene.store.enqueue([job])])
+    one.end()
+    other.finish()
+
+    assert other.answers == [[(2, job.id)]]
+    other.end()
+    check(scene)
 
 
 def test_jobs_of_many_coroutines_that_are_alike_go_out_as_one(scene: Scene) -> None:

@@ -91,7 +91,8 @@ class Work(Protocol):
         the same transaction: parked jobs of the key are admitted in order (priority, then arrival), children
         whose last parent it was go on, and children of a parent that failed do as they were told, down
         through their own children. A job that will be retried later (delay > 0) or is snoozed gives back
-        its place, unless it is `ordered`. One that runs again at once keeps it.
+        its place, unless it is `ordered`. One that runs again at once keeps it. A RELEASED one whose unique key was free from
+        its claim on takes the key again, unless another job has it by now.
         """
         ...
 
@@ -139,7 +140,8 @@ class Work(Protocol):
         """Delete up to `limit` finished jobs, and old statistics, workers, locks and values, whose time is over
         or that are too many, the oldest first; of values, unique keys and results of jobs that stay, at least `limit` each
         if there are so many. Jobs that an unfinished job waits for, or whose result an unfinished child will want, stay, and
-        so do all while there is a value named `ARRIVING`. A unique key that is taken for a period outlives its job."""
+        so do all while there is a value named `ARRIVING`; where there are thousands of the former, one may stay for a minute after
+        the last child has ended. A unique key that is taken for a period outlives its job."""
         ...
 
     def parent_results(self, job: JobId, offset: int, limit: int) -> Operation[list[ParentResult]]:

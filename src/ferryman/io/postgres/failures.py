@@ -82,6 +82,13 @@ def _by_code(error: psycopg.Error, text: str, address: Address) -> FerrymanError
             return StoreUnavailable(
                 f"{address.shown} stopped a statement ({text}); if its statement_timeout is short, raise it for this user"
             )
+        case "54000" if "NOTIFY" in text:
+            return StoreUnavailable(
+                f"the queue of notifications of {address.shown} is full ({text}); end the session that did LISTEN and is in "
+                "a long transaction: the server's log names it. See SELECT pg_notification_queue_usage()"
+            )
+        case "54000":
+            return StoreError(f"{address.shown} did not take a value: it is too large ({text})")
         case "55P03":
             return StoreUnavailable(
                 f"{address.shown} has been locked by another session for too long ({text}); "

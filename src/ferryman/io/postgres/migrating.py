@@ -68,7 +68,7 @@ def prepare(connection: psycopg.Connection[Any], schema: str, release: Release) 
     """Look whether a schema can be used, and make it if it does not exist or holds nothing.
 
     Raises StoreVersionError if only a migration, or another version of this program, would help; StoreCorrupt if the schema
-    is another program's.
+    is another program's; ConfigError if the database cannot keep every text.
     """
     _check_server(connection)
     found = _find(connection, schema)
@@ -167,6 +167,13 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
     version = connection.info.server_version
     if version < _OLDEST_SERVER:
         raise StoreVersionError(f"the server is PostgreSQL {version // 10000}; Ferryman needs 13 or later")
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise ConfigError(
+            f"the database {connection.info.dbname!r} has the encoding {encoding}, which cannot keep every character of an "
+            "error or a note; make one for Ferryman with createdb --encoding=UTF8 --template=template0, and name it in the "
+            "store URL"
+        )
 
 
 # -- doing -----------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 
 from ferryman.job import JobId, State
-from ferryman.store.memory.book import Book, Card
+from ferryman.store.memory.book import Book, Card, Fading
 from ferryman.store.memory.places import free_place, go_on, leave_key
 
-__all__ = ["erase", "finish", "give_back_unique"]
+__all__ = ["erase", "finish", "give_back_unique", "take_back_unique"]
 
 _SUCCEEDED, _WAITING, _CANCELLED = State.SUCCEEDED, State.WAITING, State.CANCELLED
 
@@ -54,6 +54,16 @@ def give_back_unique(book: Book, card: Card, *, with_period: bool = False) -> No
     entry = book.uniques.get(unique.key)
     if entry is not None and entry.holder == card.new.id and (with_period or entry.until is None):
         book.drop(book.uniques, unique.key)
+
+
+def take_back_unique(book: Book, card: Card, now: int) -> None:
+    """A job that was claimed but not started has again the unique key that it gave back at the claim, if that is free."""
+    unique = card.new.unique
+    if unique is None or unique.until != "started" or unique.period is not None:
+        return
+    entry = book.uniques.get(unique.key)
+    if entry is None or (entry.until is not None and entry.until <= now):
+        book.put_fading(book.uniques, unique.key, Fading(card.new.id, 0, None))
 
 
 def _tell_children(book: Book, parent: Card, now: int) -> list[Card]:

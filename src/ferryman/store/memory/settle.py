@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ferryman.job import MAX_DEATHS, RERUNS, Attempt, ErrorInfo, Note, Outcome, OutcomeKind, State, WorkerId
 from ferryman.policy.latency import bucket_of
 from ferryman.store.memory.book import Book, Card, Minute
-from ferryman.store.memory.finish import finish
+from ferryman.store.memory.finish import finish, take_back_unique
 from ferryman.store.memory.places import enter, free_place, schedule
 from ferryman.store.records import JobNote
 
@@ -66,6 +66,7 @@ def settle_leased(book: Book, now: int, card: Card, outcome: Outcome, *, death: 
     if kind is OutcomeKind.RELEASED:
         card.attempt -= 1
         card.worker = card.started_at = None
+        take_back_unique(book, card, now)
         _back_to_its_place(book, card)
         return _READY
     started = now - outcome.ran_us // 1000

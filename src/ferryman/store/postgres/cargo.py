@@ -12,6 +12,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
 from ferryman.job import Attempt, ErrorInfo, JobId, NewJob, Note, OutcomeKind, State, UniqueKey, WorkerId
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
+from ferryman.store.refusals import refuse_long_texts
 from ferryman.store.rows import FLAG
 
 __all__ = ["forget", "pack", "unpack"]
@@ -111,6 +112,7 @@ def unpack(schema: str, parcels: Sequence[Parcel]) -> Requests[list[bool]]:
     for parcel in parcels:
         first.setdefault(parcel.job.id, landed(parcel))
     fresh = list(first.values())
+    refuse_long_texts(parcel.job for parcel in fresh)
     rows = yield Statement(
         f"SELECT place FROM {schema}.unpack(%s::uuid[], %s::bytea[], %s::bytea[], %s::bytea[], %s::jsonb, %s::boolean[],"  # noqa: S608
         " %s::jsonb, %s::bytea[], %s::jsonb, %s::text[], %s::integer[], %s::uuid[], %s::boolean[], %s::bigint)",

@@ -12,6 +12,7 @@ from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import JobId, NewJob
 from ferryman.store.records import Enqueued
+from ferryman.store.refusals import refuse_long_texts
 from ferryman.store.rows import FLAG
 
 __all__ = ["enqueue"]
@@ -32,8 +33,10 @@ def enqueue(schema: str, jobs: Sequence[NewJob], *, defer: bool = False) -> Requ
         first.setdefault(job.id, len(first))
     fresh = jobs if len(first) == len(jobs) else _first_mentions(jobs)
     if _is_plain(fresh[0]) and _is_run(fresh):
+        refuse_long_texts(fresh[:1])
         rows = yield _ask_run(schema, fresh, defer)
     else:
+        refuse_long_texts(fresh)
         rows = yield _ask_any(schema, fresh, first, defer)
     if not rows and fresh is jobs:
         return [Enqueued(job.id) for job in jobs]

@@ -13,7 +13,7 @@ from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.ledger import Ledger
 from ferryman.store.sqlite.places import enter, free_place, leave_key
 
-__all__ = ["Finished", "cancel_pending", "concerns_others", "let_go"]
+__all__ = ["Finished", "cancel_pending", "concerns_others", "let_go", "take_unique"]
 
 _CONCERNS_OTHERS = FLAG.UNIQUE | FLAG.UNIQUE_START | FLAG.CHILDREN
 
@@ -103,3 +103,13 @@ def cancel_pending(
         yield Query("UPDATE ferryman_body SET reason = ? WHERE seq = ?", (reason, seq))
     ledger.move(lane, before, State.CANCELLED)
     return Finished(seq, id_, flags, key, succeeded=False)
+
+
+def take_unique(now: int, seq: int, id_: bytes, key: str) -> Requests[bool]:
+    """Take a unique key for a job that is stored already. False if another has it."""
+    taken = yield Query(
+        "INSERT INTO ferryman_unique_key (key, seq, id, until) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO UPDATE"
+        " SET seq = excluded.seq, id = excluded.id, until = NULL WHERE until <= ?4 RETURNING seq",
+        (key, seq, id_, now),
+    )
+    return bool(taken)

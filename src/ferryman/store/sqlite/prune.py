@@ -48,7 +48,9 @@ def prune(now: int, retention: Retention, limit: int) -> Requests[Pruned]:
             taken = {row[0] for row in rows}
             for state in states:
                 beyond = yield Query(_OLD, (int(state), _ANY_TIME, min(limit, excess + len(taken))))
-                fresh = [row for row in beyond if row[0] not in taken][: max(0, min(excess, limit - len(rows)))]
+                fresh = [row for row in beyond if row[0] not in taken][
+                    : max(0, min(excess, limit - len(rows)))
+                ]
                 rows += fresh
                 excess -= len(fresh)
     yield from erase(ledger, rows)

@@ -15,7 +15,7 @@ from ferryman.policy.latency import bucket_of
 from ferryman.store.minutes import STAT
 from ferryman.store.records import JobNote
 from ferryman.store.rows import FLAG
-from ferryman.store.sqlite.finish import Finished, let_go
+from ferryman.store.sqlite.finish import Finished, let_go, take_unique
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import enter, free_place
 
@@ -146,12 +146,16 @@ def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1
 
 
 def _release(ledger: Ledger, job: Leased) -> Requests[State]:
-    """Back to the place it had: same tag, same moment."""
+    """Back to the place it had: same tag, same moment; and with the unique key that it gave back at the claim, if that is
+    free."""
     yield Query(
         "UPDATE ferryman_job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = ?",
         (job.seq,),
     )
     ledger.move(job.lane, State.RUNNING, State.READY)
+    if job.flags & FLAG.UNIQUE_START:
+        ((key,),) = yield Query("SELECT unique_key FROM ferryman_body WHERE seq = ?", (job.seq,))
+        yield from take_unique(ledger.now, job.seq, job.id, key)
     return State.READY
 
 

@@ -12,7 +12,7 @@ from ferryman.job import FINISHED, PENDING, JobId, State
 from ferryman.store.records import Filter, Order, QueueSettings
 from ferryman.store.rows import FLAG
 from ferryman.store.sqlite.filters import matching
-from ferryman.store.sqlite.finish import cancel_pending, let_go
+from ferryman.store.sqlite.finish import cancel_pending, let_go, take_unique
 from ferryman.store.sqlite.ledger import Ledger, seqs_param
 from ferryman.store.sqlite.places import enter, next_tag, rejoin_key
 from ferryman.store.sqlite.workers import leave_orders
@@ -98,7 +98,7 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
     )
     count = 0
     for seq, id_, lane, state, flags, key, room, unique in rows:
-        if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START) and not (yield from _take_unique(now, seq, id_, unique)):
+        if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START) and not (yield from take_unique(now, seq, id_, unique)):
             # Another of this batch has just taken it.
             continue
         yield Query(
@@ -117,15 +117,6 @@ def replay(now: int, which: Filter, limit: int) -> Requests[int]:
         count += 1
     yield from ledger.close()
     return count
-
-
-def _take_unique(now: int, seq: int, id_: bytes, key: str) -> Requests[bool]:
-    taken = yield Query(
-        "INSERT INTO ferryman_unique_key (key, seq, id, until) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO UPDATE"
-        " SET seq = excluded.seq, id = excluded.id, until = NULL WHERE until <= ?4 RETURNING seq",
-        (key, seq, id_, now),
-    )
-    return bool(taken)
 
 
 def edit(job: JobId, args: bytes) -> Requests[bool]:

@@ -122,6 +122,11 @@ CREATE TABLE tenant (
     queue text COLLATE "C" NOT NULL, priority smallint NOT NULL, tenant text COLLATE "C" NOT NULL,
     tag double precision NOT NULL, PRIMARY KEY (queue, priority, tenant)
 );
+CREATE INDEX tenant_tag ON tenant (queue, priority, tag);       -- those that are ahead of nothing are forgotten
+
+-- How far a pruning came in a walk past finished jobs that it has to leave, by the (first) state that it looks at; and until
+-- when it need not begin anew, once it has been at the end. See `prune`.
+CREATE TABLE prune_mark (state smallint PRIMARY KEY, over bigint NOT NULL, until bigint);
 
 -- How many jobs of a lane are in each state: the sum of a base and of news, so that no two transactions write one row.
 CREATE TABLE lane_base (

@@ -43,6 +43,13 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(worker_lock(p_worker)), locking();
     SELECT * INTO w FROM find_worker(p_worker);
     PERFORM move_on(now_);
+    -- Of many lanes most are empty: to look at the counts of all costs as much as to ask some of them.
+    IF cardinality(p_queues) > 20 THEN
+        SELECT array_agg(x.queue ORDER BY x.place), array_agg(x.priority ORDER BY x.place), array_agg(x.count ORDER BY x.place)
+        INTO p_queues, p_priorities, p_counts
+        FROM unnest(p_queues, p_priorities, p_counts) WITH ORDINALITY x(queue, priority, count, place)
+        JOIN ready_lanes(NULL) l ON l.queue = x.queue AND l.priority = x.priority;
+    END IF;
     FOR t IN
         SELECT
             x.queue, x.priority, x.count,

@@ -55,6 +55,12 @@ BEGIN
         END IF;
     END IF;
     IF fresh < cardinality(p_ids) THEN
+        IF NOT p_defer
+            AND fresh < (SELECT count(*) FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq > before_)
+        THEN
+            -- Somebody else has stored one of them between our look at the numbers and our insert.
+            PERFORM begin_again();
+        END IF;
         RETURN QUERY
         SELECT x.place::integer, encode(uuid_send(x.id), 'hex')
         FROM unnest(p_ids) WITH ORDINALITY x(id, place) JOIN job j ON j.id = x.id
@@ -80,7 +86,8 @@ DECLARE
     now_ bigint := now_or(p_now);
     before_ bigint;
     holders uuid[] := array_fill(NULL::uuid, ARRAY[cardinality(p_ids)]);
-    fresh bigint[];     -- by place: seq of the job, NULL if it is a duplicate
+    mine bigint[];      -- seq
+    fresh bigint[];     -- the same by place, NULL for a duplicate
     staged bigint[];
     queues text[];
 BEGIN
@@ -139,12 +146,19 @@ BEGIN
         SELECT now_ - now_ % 60000, queue, task, 0, 0, count(*) FROM stored GROUP BY queue, task
     )
     SELECT
-        array_agg(seq) FILTER (WHERE flags & 512 <> 0), array_agg(DISTINCT queue)
-    INTO staged, queues FROM stored;
+        array_agg(seq), array_agg(seq) FILTER (WHERE flags & 512 <> 0), array_agg(DISTINCT queue)
+    INTO mine, staged, queues FROM stored;
     fresh := ARRAY(
         SELECT j.seq FROM unnest(p_ids, holders) WITH ORDINALITY x(id, holder, place)
         LEFT JOIN job j ON j.id = x.id AND j.seq > before_ AND x.holder IS NULL ORDER BY x.place
     );
+    IF num_nonnulls(VARIADIC fresh) > coalesce(cardinality(mine), 0) THEN
+        -- Some of them have been stored by somebody else just now.
+        fresh := ARRAY(
+            SELECT CASE WHEN f.seq = ANY (mine) THEN f.seq END FROM unnest(fresh) WITH ORDINALITY f(seq, place)
+            ORDER BY f.place
+        );
+    END IF;
     IF cardinality(p_child_places) > 0 THEN
         PERFORM tie_to_parents(p_ids, holders, fresh, p_child_places, p_parents, p_parent_spots);
     END IF;

@@ -67,36 +67,63 @@ BEGIN
     END LOOP;
 END $$;
 
--- Answers the children that were cancelled, whose own children are to be told. Those that are staged will look for
--- themselves.
+-- All at once, however many there are, but for those that have to ask for a place of their key or in a fair lane. Those that
+-- are staged will look for themselves. Answers the children that were cancelled and whose end, in turn, concerns others.
 CREATE OR REPLACE FUNCTION tell_children(p_parent uuid, p_succeeded boolean, p_now bigint) RETURNS bigint[]
 LANGUAGE plpgsql AS $$
 DECLARE
-    cancelled bigint[] := '{}';
-    c record;
+    plain bigint[];
+    asking bigint[];
+    doomed bigint[];
+    one bigint;
 BEGIN
-    FOR c IN
-        SELECT j.seq, p.place, j.flags, j.missing, j.run_at, j.queue, j.priority
+    SELECT
+        array_agg(c.seq) FILTER (WHERE c.goes_on AND NOT c.asks),
+        array_agg(c.seq ORDER BY c.seq) FILTER (WHERE c.goes_on AND c.asks),
+        array_agg(c.seq) FILTER (WHERE NOT c.goes_on AND c.flags & 4 = 0)
+    INTO plain, asking, doomed FROM (
+        SELECT
+            j.seq, j.flags, p_succeeded OR j.flags & 2 <> 0 AS goes_on,
+            j.missing = 1 AND j.run_at <= p_now
+                AND (j.key IS NOT NULL OR j.queue IN (SELECT q.name FROM queue q WHERE q.fair)) AS asks
         FROM parent p JOIN job j ON j.seq = p.child
-        WHERE p.parent = p_parent AND NOT p.done AND j.state = 0 AND j.flags & 512 = 0 ORDER BY j.seq
-    LOOP
-        IF p_succeeded OR c.flags & 2 <> 0 THEN
-            UPDATE parent SET done = true WHERE child = c.seq AND place = c.place;
-            IF c.missing > 1 THEN
-                UPDATE job SET missing = missing - 1 WHERE seq = c.seq;
-            ELSIF c.run_at > p_now THEN
-                -- It waits for no other any more, but still for its moment.
-                UPDATE job SET state = 1, missing = NULL WHERE seq = c.seq;
-                PERFORM count_move(c.queue, c.priority, 0::smallint, 1::smallint);
-            ELSE
-                PERFORM enter(c.seq, NULL, p_now);
-            END IF;
-        ELSIF c.flags & 4 = 0 THEN
-            PERFORM cancel_pending(
-                c.seq, 'parent ' || encode(uuid_send(p_parent), 'hex') || ' did not succeed', p_now
-            );
-            cancelled := cancelled || c.seq;
-        END IF;
+        WHERE p.parent = p_parent AND NOT p.done AND j.state + 0 = 0 AND j.flags & 512 = 0 ORDER BY j.seq FOR UPDATE OF j
+    ) c;
+    UPDATE parent SET done = true WHERE parent = p_parent AND child = ANY (plain || asking);
+    IF plain IS NOT NULL THEN
+        PERFORM go_on(plain, p_now);
+    END IF;
+    FOREACH one IN ARRAY coalesce(asking, '{}') LOOP
+        PERFORM enter(one, NULL, p_now);
     END LOOP;
-    RETURN cancelled;
+    IF doomed IS NULL THEN
+        RETURN '{}';
+    END IF;
+    WITH ended AS (
+        UPDATE job SET
+            state = 7, finished_at = p_now, reason = 'parent ' || encode(uuid_send(p_parent), 'hex') || ' did not succeed'
+        WHERE seq = ANY (doomed) RETURNING queue, priority
+    )
+    INSERT INTO lane_news (queue, priority, state, n)
+    SELECT e.queue, e.priority, s.state, s.sign * count(*) FROM ended e
+    CROSS JOIN (VALUES (0::smallint, -1), (7::smallint, 1)) s(state, sign) GROUP BY e.queue, e.priority, s.state, s.sign;
+    RETURN ARRAY(SELECT seq FROM job WHERE seq = ANY (doomed) AND concerns_others(flags, key) ORDER BY seq + 0);
+END $$;
+
+-- Waiting jobs have one parent less to wait for: after the last one only their moment is left, if that is still to come. They
+-- ask for nothing.
+CREATE OR REPLACE FUNCTION go_on(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    WITH gone_on AS (
+        UPDATE job SET
+            state = CASE WHEN missing > 1 THEN 0 WHEN run_at > p_now THEN 1 ELSE 2 END,
+            missing = nullif(missing - 1, 0), tag = 0,
+            run_at = CASE WHEN missing > 1 THEN run_at ELSE greatest(run_at, p_now) END
+        WHERE seq = ANY (p_seqs) RETURNING queue, priority, state
+    )
+    INSERT INTO lane_news (queue, priority, state, n)
+    SELECT g.queue, g.priority, s.state, s.sign * count(*) FROM gone_on g
+    CROSS JOIN LATERAL (VALUES (0::smallint, -1), (g.state, 1)) s(state, sign)
+    WHERE g.state > 0 GROUP BY g.queue, g.priority, s.state, s.sign;
+    PERFORM forget_heads();
 END $$;

@@ -13,54 +13,122 @@ AS $$
 DECLARE
     now_ bigint := coalesce(p_now, ferryman_now());
     excess_ bigint[];
+    part record;
     seqs_ bigint[] := '{}';
+    overs_ bigint[] := '{}';
 BEGIN
     PERFORM durable();
-    PERFORM fold();
-    -- Finished jobs come to life again, and get children, under the gate alone: it is enough to look once.
-    PERFORM gate();
     jobs := 0;
-    more := prune_small(now_ - p_stats, now_ - p_workers, p_limit, now_);
-    -- ferryman.store.records.ARRIVING.
-    IF EXISTS (SELECT 1 FROM kv WHERE key = 'ferryman.arriving' AND (until IS NULL OR until > now_)) THEN
+    more := false;
+    -- One at a time: to others it would be a wait at the gate for what is gone by then.
+    IF NOT pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.prune', 0)) THEN
         RETURN;
     END IF;
-    SELECT ARRAY[sum(counts[6]) - p_most[1], sum(counts[7]) - p_most[2], sum(counts[8] + counts[9]) - p_most[3]]
-    INTO excess_ FROM lane;
-    seqs_ := oldest_finished(5, 5, now_ - p_ages[1], excess_[1], p_limit);
-    seqs_ := seqs_ || oldest_finished(6, 6, now_ - p_ages[2], excess_[2], p_limit - cardinality(seqs_));
-    seqs_ := seqs_ || oldest_finished(7, 8, now_ - p_ages[3], excess_[3], p_limit - cardinality(seqs_));
+    PERFORM fold();
+    -- ferryman.store.records.ARRIVING.
+    IF NOT EXISTS (SELECT 1 FROM kv WHERE key = 'ferryman.arriving' AND (until IS NULL OR until > now_)) THEN
+        SELECT ARRAY[sum(counts[6]) - p_most[1], sum(counts[7]) - p_most[2], sum(counts[8] + counts[9]) - p_most[3]]
+        INTO excess_ FROM lane;
+        FOR place IN 1..3 LOOP
+            part := oldest_finished(
+                4 + place, CASE WHEN place = 3 THEN 8 END, now_ - p_ages[place], coalesce(excess_[place], 0),
+                p_limit - cardinality(seqs_), now_
+            );
+            seqs_ := seqs_ || part.seqs;
+            overs_ := overs_ || part.overs;
+            more := more OR part.more;
+        END LOOP;
+    END IF;
+    -- Finished jobs come to life again, and get children, under the gate alone: so it is enough to look once more.
+    PERFORM gate();
+    more := prune_small(now_ - p_stats, now_ - p_workers, p_limit, now_) OR more;
+    seqs_ := ARRAY(
+        SELECT j.seq FROM unnest(seqs_, overs_) x(seq, over) JOIN job j ON j.seq = x.seq
+        WHERE j.state >= 5 AND greatest(j.finished_at, coalesce(j.result_until, 0)) = x.over AND NOT is_wanted(j.id)
+    );
     IF cardinality(seqs_) > 0 THEN
         PERFORM erase(seqs_);
     END IF;
     jobs := cardinality(seqs_);
-    more := more OR jobs >= p_limit;
 END $$;
 
--- Jobs of some states in the order in which they may be deleted: all that were over before a moment, and of the
--- others so many that `p_excess` are answered in all. Parents stay whose result an unfinished child wants, be it staged
--- still.
-CREATE OR REPLACE FUNCTION oldest_finished(
-    p_from integer, p_to integer, p_before bigint, p_excess bigint, p_limit bigint
-) RETURNS bigint[] LANGUAGE plpgsql AS $$
+-- Whether an unfinished child, be it staged still, wants the result of this job. Of many, the youngest will be the last to
+-- finish.
+CREATE OR REPLACE FUNCTION is_wanted(p_id uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN ARRAY(
-        SELECT seq FROM (
-            SELECT f.seq, f.over, row_number() OVER (ORDER BY f.over, f.seq) AS place
-            FROM generate_series(p_from, p_to) s CROSS JOIN LATERAL (
-                SELECT j.seq, greatest(j.finished_at, coalesce(j.result_until, 0)) AS over FROM job j
-                WHERE j.state = s AND j.state >= 5
-                    AND greatest(j.finished_at, coalesce(j.result_until, 0))
-                        < CASE WHEN p_excess > 0 THEN 9223372036854775807 ELSE p_before END
-                    -- For each by itself (OFFSET 0): else the planner may begin with all parents.
-                    AND NOT EXISTS (
-                        SELECT 1 FROM parent p JOIN job c ON c.seq = p.child WHERE p.parent = j.id AND c.state < 5
-                        OFFSET 0)
-                ORDER BY greatest(j.finished_at, coalesce(j.result_until, 0)) LIMIT p_limit
-            ) f
-        ) o
-        WHERE over < p_before OR place <= p_excess ORDER BY place LIMIT p_limit
+    RETURN EXISTS (
+        SELECT 1 FROM parent p JOIN job c ON c.seq = p.child WHERE p.parent = p_id AND c.state < 5
+        ORDER BY p.child DESC LIMIT 1
     );
+END $$;
+
+-- Jobs of a state, or of either of two, in the order in which they may be deleted, which is by the moment when they were
+-- over: all before a moment, and of the others so many that `p_excess` are answered in all.
+--
+-- Parents stay whose result an unfinished child wants. There may be a million of them, and they are the oldest: so a walk
+-- passes some thousand and leaves a mark where the next one goes on, and when one has come to the end, none begins anew
+-- within a minute. A walk that meets few of them leaves no mark.
+CREATE OR REPLACE FUNCTION oldest_finished(
+    p_state integer, p_or_state integer, p_before bigint, p_excess bigint, p_limit bigint, p_now bigint,
+    OUT seqs bigint[], OUT overs bigint[], OUT more boolean
+) LANGUAGE plpgsql
+-- Whatever the planner believes of how many there are, nothing is sorted.
+SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+    few constant integer := 1000;
+    many constant integer := 5000;
+    mark prune_mark;
+    f record;
+    wanted integer := 0;
+    reached bigint;
+    bound bigint := CASE WHEN p_excess > 0 THEN 9223372036854775807 ELSE p_before END;
+BEGIN
+    seqs := '{}';
+    overs := '{}';
+    more := p_limit <= 0;
+    IF more THEN
+        RETURN;
+    END IF;
+    DELETE FROM prune_mark m WHERE m.state = p_state AND m.until <= p_now;
+    SELECT * INTO mark FROM prune_mark m WHERE m.state = p_state;
+    reached := coalesce(mark.over, -1);
+    FOR f IN
+        (
+            SELECT j.seq, j.id, greatest(j.finished_at, coalesce(j.result_until, 0)) AS over FROM job j
+            WHERE j.state = p_state AND j.state >= 5 AND greatest(j.finished_at, coalesce(j.result_until, 0)) > reached
+                AND greatest(j.finished_at, coalesce(j.result_until, 0)) < bound
+            ORDER BY over
+        ) UNION ALL (
+            SELECT j.seq, j.id, greatest(j.finished_at, coalesce(j.result_until, 0)) AS over FROM job j
+            WHERE j.state = p_or_state AND j.state >= 5 AND greatest(j.finished_at, coalesce(j.result_until, 0)) > reached
+                AND greatest(j.finished_at, coalesce(j.result_until, 0)) < bound
+            ORDER BY over
+        ) ORDER BY over
+    LOOP
+        EXIT WHEN f.over >= p_before AND cardinality(seqs) >= p_excess;
+        -- The mark stands between moments: those that were over at the same one are passed together.
+        IF f.over > reached AND wanted >= many THEN
+            more := true;
+            EXIT;
+        END IF;
+        reached := f.over;
+        IF is_wanted(f.id) THEN
+            wanted := wanted + 1;
+            CONTINUE;
+        END IF;
+        seqs := seqs || f.seq;
+        overs := overs || f.over;
+        IF cardinality(seqs) >= p_limit THEN
+            more := true;
+            reached := f.over - 1;
+            EXIT;
+        END IF;
+    END LOOP;
+    IF mark.state IS NOT NULL OR wanted > few THEN
+        INSERT INTO prune_mark AS m (state, over, until)
+        VALUES (p_state, reached, CASE WHEN more THEN NULL ELSE p_now + 60000 END)
+        ON CONFLICT (state) DO UPDATE SET over = excluded.over, until = coalesce(m.until, excluded.until);
+    END IF;
 END $$;
 
 -- What somebody else has locked is in use again, or goes anyway: nobody is waited for. The gate is held. Answers whether
@@ -80,7 +148,14 @@ BEGIN
         SELECT key FROM unique_key WHERE until <= p_now LIMIT p_limit FOR UPDATE SKIP LOCKED);
     GET DIAGNOSTICS gone_ = ROW_COUNT;
     most_ := greatest(most_, gone_);
-    DELETE FROM tenant t USING lane_clock c WHERE c.queue = t.queue AND c.priority = t.priority AND t.tag <= c.clock;
+    DELETE FROM tenant WHERE ctid = ANY (ARRAY(
+        SELECT t.ctid FROM lane_clock c CROSS JOIN LATERAL (
+            SELECT x.ctid FROM tenant x WHERE x.queue = c.queue AND x.priority = c.priority AND x.tag <= c.clock
+            ORDER BY x.tag LIMIT p_limit
+        ) t LIMIT p_limit
+    ));
+    GET DIAGNOSTICS gone_ = ROW_COUNT;
+    most_ := greatest(most_, gone_);
     UPDATE job SET result = NULL, flags = flags | 256 WHERE seq IN (
         SELECT seq FROM job WHERE result_until IS NOT NULL AND flags & 256 = 0 AND result_until <= p_now
         ORDER BY result_until LIMIT p_limit FOR UPDATE SKIP LOCKED);

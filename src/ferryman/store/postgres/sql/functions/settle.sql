@@ -199,6 +199,9 @@ BEGIN
         UPDATE job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = p_seq;
         PERFORM count_move(j.queue, j.priority, 4::smallint, 2::smallint);
         PERFORM forget_head(j.queue, j.priority);
+        IF j.flags & 64 <> 0 THEN
+            PERFORM take_back_unique(p_seq, p_now);
+        END IF;
         RETURN 2;
     END IF;
     IF kind_ = 6 AND error_ IS NULL THEN
@@ -234,6 +237,22 @@ BEGIN
     );
     PERFORM count_stat(j.queue, j.task, 3::smallint, 0::smallint, 1, p_now);
     RETURN 6;
+END $$;
+
+-- A job that was claimed but not started has again the unique key that it gave back at the claim, if that is free. One that a
+-- transaction under way is about to take is not waited for, since the gate is held: it is as good as taken.
+CREATE OR REPLACE FUNCTION take_back_unique(p_seq bigint, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    key_ text := (SELECT unique_key FROM job WHERE seq = p_seq);
+    patience text := current_setting('lock_timeout');
+BEGIN
+    DELETE FROM unique_key WHERE key IN (
+        SELECT key FROM unique_key WHERE key = key_ AND until <= p_now FOR UPDATE SKIP LOCKED);
+    PERFORM set_config('lock_timeout', '1ms', true);
+    INSERT INTO unique_key (key, id, until) SELECT key_, id, NULL FROM job WHERE seq = p_seq ON CONFLICT DO NOTHING;
+    PERFORM set_config('lock_timeout', patience, true);
+EXCEPTION WHEN lock_not_available THEN
+    NULL;
 END $$;
 
 -- Runs again after a delay, or at once. While it waits, only an ordered job keeps its key's place.

@@ -7,6 +7,9 @@ BEGIN
         PERFORM fold_lanes();
         PERFORM fold_stats();
     END IF;
+EXCEPTION WHEN OTHERS THEN
+    -- Whoever came by has more important things to do, such as a heartbeat. The news stay, and count all the same.
+    RAISE WARNING 'ferryman could not sum up its counts: %', SQLERRM;
 END $$;
 
 CREATE OR REPLACE FUNCTION may_fold() RETURNS boolean LANGUAGE plpgsql AS $$

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ def ferry_and_count(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
         url = f"sqlite:///{file}"
 
         def count(of: str) -> int:
-            with sqlite3.connect(file) as connection:
+            with contextlib.closing(sqlite3.connect(file)) as connection:
                 return int(connection.execute(f"SELECT count(*) FROM ferryman_{of}").fetchone()[0])
 
     else:

@@ -91,17 +91,18 @@ class Unsaid:
         ended: set[_Lease] = set()
         for outcome in self._next_outcomes():
             lease = (outcome.id, outcome.lease)
-            told = _tell(lease, self._stories[lease]) if lease in self._stories else []
+            story = self._stories.get(lease)
+            told = [] if story is None or lease in ended else _tell(lease, story)
             if outcomes and len(notes) + len(told) > MOST_AT_ONCE:
                 break
             notes += told
             outcomes.append(outcome)
             ended.add(lease)
-        for lease, story in self._stories.items():
+        for lease, going_on in self._stories.items():
             if len(notes) >= MOST_AT_ONCE:
                 break
             if lease not in ended:
-                notes += _tell(lease, story, _TEXTS_EACH)
+                notes += _tell(lease, going_on, _TEXTS_EACH)
         return Sayings(notes, outcomes)
 
     def _next_outcomes(self) -> list[Outcome]:

@@ -27,10 +27,11 @@ BEGIN
     IF p_gate THEN
         PERFORM gate();
     END IF;
-    SELECT fair OR max_size IS NOT NULL INTO staged FROM queue WHERE name = p_queue;
-    staged := coalesce(staged, false);
+    SELECT
+        coalesce((SELECT fair OR max_size IS NOT NULL FROM queue WHERE name = p_queue), false),
+        last_value - (NOT is_called)::integer
+    INTO staged, before_ FROM job_seq_seq;
     state_ := CASE WHEN staged THEN 0 WHEN run_at_ > now_ THEN 1 ELSE 2 END;
-    SELECT last_value - (NOT is_called)::integer INTO before_ FROM job_seq_seq;
     INSERT INTO job (
         id, task, queue, priority, state, flags, max_attempts, enqueued_at, run_at, deadline, args, options, tenant, tags
     )
@@ -41,8 +42,8 @@ BEGIN
     ON CONFLICT (id) DO NOTHING;
     GET DIAGNOSTICS fresh = ROW_COUNT;
     IF fresh > 0 THEN
-        PERFORM count_move(p_queue, p_priority, NULL, state_, fresh);
-        PERFORM count_stat(p_queue, p_task, 0::smallint, 0::smallint, fresh, now_);
+        INSERT INTO lane_news (queue, priority, state, n) VALUES (p_queue, p_priority, state_, fresh);
+        INSERT INTO stat_news (minute, queue, task, kind, bucket, n) VALUES (now_ - now_ % 60000, p_queue, p_task, 0, 0, fresh);
         IF staged THEN
             PERFORM admit_new(
                 ARRAY(SELECT j.seq FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq > before_),

@@ -202,6 +202,17 @@ def test_a_worker_named_as_dead_is_rescued_from_before_its_lease_has_ended(ferry
     assert ferry.take(W2).id == job
 
 
+def test_those_who_are_only_late_can_be_left_alone(ferry: Ferry) -> None:
+    late, dead = ferry.register(W2), ferry.register(W3)
+    ferry.clock.advance(2 * LEASE / 1000)
+
+    rescued = ferry.run(ferry.store.rescue([dead], late=False))
+
+    assert [each.worker for each in rescued] == [dead]
+    assert _record(ferry, late).gone is None
+    assert {each.worker for each in ferry.run(ferry.store.rescue())} == {W1, late}
+
+
 def test_nothing_happens_to_workers_that_are_gone_already(ferry: Ferry) -> None:
     ferry.add(max_attempts=5)
     ferry.take()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from ferryman.clock import ManualClock
-from ferryman.errors import StoreUnavailable
+from ferryman.errors import StoreError, StoreUnavailable
 from ferryman.io.operation import Operation, Runner
 from ferryman.job import Claim, ErrorInfo, Outcome, OutcomeKind, State
 from ferryman.store.open import open_store
@@ -67,7 +68,7 @@ def test_all_that_a_job_said_is_kept_before_its_end_up_to_a_thousand_notes(ferry
     desk.unsaid.add_notes(_notes(other, 3))
     desk.unsaid.outcomes += [_success(other), _success(chatty)]
 
-    assert desk.say_the_rest()
+    assert desk.say_the_rest(time.monotonic() + 30)
 
     history = ferry.history(chatty.id)
     assert [note.text for note in history.notes] == [f"note {number}" for number in range(500, 1_500)]
@@ -103,7 +104,7 @@ def test_an_outcome_that_the_store_refuses_is_put_plainly_and_holds_up_no_other(
         Outcome(last.id, last.lease, OutcomeKind.SNOOZED, reason=unsayable, delay=1_000),
     ]
 
-    assert desk.say_the_rest()
+    assert desk.say_the_rest(time.monotonic() + 30)
 
     claims = (before, noisy, failing, after, last)
     assert [ferry.state(claim.id) for claim in claims] == [
@@ -122,7 +123,7 @@ def test_what_could_not_be_said_while_the_store_was_away_is_said_before_the_end(
     desk.runner = _Stuttering(desk.runner)
     desk.unsaid.outcomes += [_success(claim) for claim in claims]
 
-    assert desk.say_the_rest()
+    assert desk.say_the_rest(time.monotonic() + 30)
 
     assert {ferry.state(claim.id) for claim in claims} == {State.SUCCEEDED}
 
@@ -149,3 +150,69 @@ class _Stuttering:
 
     def close(self) -> None:
         self._runner.close()
+
+
+class _Refusing:
+    """A runner whose store lacks the right to settle."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.is_granted = False
+
+    def run(self, operation: Operation[Any]) -> Any:
+        (answer,) = self.run_all([operation])
+        return answer
+
+    def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        if not self.is_granted and "settle" in [operation.name for operation in operations]:
+            raise StoreError("permission denied")
+        return list(self._runner.run_all(operations))
+
+    def wait(self, seconds: float) -> None:
+        self._runner.wait(seconds)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+@pytest.mark.parametrize("ferry", ["memory"], indirect=True)
+def test_a_store_that_refuses_how_any_job_ends_is_given_no_more_to_run_and_loses_nothing(
+    ferry: Ferry, desk: Desk
+) -> None:
+    ferry.add_many(100)
+    claims = ferry.claim(3)
+    desk.runner = runner = _Refusing(desk.runner)
+    desk.unsaid.outcomes += [_success(claim) for claim in claims]
+    desk.turn(0)
+
+    for _ in range(20):
+        desk.retry_at = 0.0
+        taken = desk.turn(50)
+        desk.unsaid.outcomes += [_success(claim) for claim in taken]
+
+    assert [job.state for job in ferry.jobs()].count(State.READY) == 97
+    runner.is_granted = True
+    assert desk.say_the_rest(time.monotonic() + 30)
+    assert {ferry.state(claim.id) for claim in claims} == {State.SUCCEEDED}
+
+
+def test_a_note_that_says_nothing_is_nothing_to_say(ferry: Ferry, desk: Desk) -> None:
+    ferry.add()
+
+    desk.unsaid.add_notes([JobNote((claim := ferry.take()).id, claim.lease)])
+
+    assert not desk.unsaid
+
+
+def test_notes_that_could_not_be_said_keep_their_order(ferry: Ferry, desk: Desk) -> None:
+    ferry.add()
+    claim = ferry.take()
+    desk.unsaid.add_notes(_notes(claim, 60))
+    said = desk.unsaid.next()
+    desk.unsaid.heard(said)
+
+    desk.unsaid.put_back(said)
+    desk.unsaid.outcomes.append(_success(claim))
+
+    assert desk.say_the_rest(time.monotonic() + 30)
+    assert [note.text for note in ferry.history(claim.id).notes] == [f"note {number}" for number in range(60)]

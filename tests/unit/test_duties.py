@@ -55,7 +55,7 @@ def scene() -> Iterator[Scene]:
     supervisor.id = W1
     supervisor.retention = RetentionSettings(succeeded_count=0)
     supervisor.phase = Phase.DRAINING  # So it starts no executors.
-    desk = Desk(store, supervisor.id)
+    desk = Desk(store, supervisor.id, heartbeat=0)
     yield Scene(ferry, desk, Duties(supervisor, desk), time.monotonic())
     desk.close()
     supervisor._end()
@@ -125,4 +125,31 @@ def test_when_the_store_is_back_workers_get_time_to_say_that_they_live(scene: Sc
     scene.duties.perform(scene.begun + 1)
 
     assert scene.record(W1).lease_until > scene.ferry.clock.now(), "it has said so at once"
+    assert scene.is_alive(W2)
+
+
+def test_a_moment_without_the_store_is_no_reason_to_spare_the_dead(scene: Scene) -> None:
+    scene.ferry.register(W2)
+    scene.duties.perform(scene.begun)
+    scene.ferry.clock.advance(LEASE / 1000 + 1)
+    scene.desk.turn(1)
+    scene.desk.back_at = -math.inf  # The clock has not been set: a minute has passed.
+    scene.desk._heartbeat = 5.0
+    scene.desk.fail(StoreUnavailable("away for a moment"))
+    scene.desk.retry_at = 0.0
+
+    scene.duties.perform(scene.begun + 1)
+
+    assert not scene.is_alive(W2)
+
+
+def test_when_the_store_is_back_an_idle_worker_spares_the_others_too(scene: Scene) -> None:
+    scene.ferry.register(W2)
+    scene.duties.perform(scene.begun)
+    scene.desk.fail(StoreUnavailable("away for an hour"))
+    scene.ferry.clock.advance(3_600)
+    scene.desk.retry_at = 0.0
+
+    scene.duties.perform(scene.begun + 1)
+
     assert scene.is_alive(W2)

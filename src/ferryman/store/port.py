@@ -128,8 +128,8 @@ class Work(Protocol):
         """Take a worker off the register. What it still holds is settled as CRASHED, without counting a death."""
         ...
 
-    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
-        """Take back all running jobs of workers whose lease has ended, and of those named as dead.
+    def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
+        """Take back all running jobs of workers whose lease has ended (if `late`), and of those named as dead.
 
         Their attempt is spent and their death counted: each is settled as CRASHED, with a line that
         names the worker. The workers are marked as dead. Nothing happens to ones that are gone already.

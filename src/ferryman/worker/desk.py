@@ -12,7 +12,7 @@ from typing import Any
 
 from ferryman.errors import StoreError
 from ferryman.io.operation import Operation, Runner
-from ferryman.job import Claim, OutcomeKind, WorkerId
+from ferryman.job import Claim, JobId, OutcomeKind, WorkerId
 from ferryman.policy.priority import strict_plan
 from ferryman.store.port import Store, Waker
 from ferryman.store.records import Claimed, Take
@@ -38,8 +38,8 @@ _STILL_DUE = 20
 _JUMP = 5_000
 """ms by which two answers of the store's time differ from ours when somebody has set a clock."""
 
-_LAST_WORDS = 3.0
-"""Seconds that a worker which ends takes to say the rest."""
+_DOUBTS = 5
+"""How often an outcome is refused before it is said in other words."""
 
 _RETRY_FIRST, _RETRY_MOST = 0.1, 1.0
 """Seconds between tries while the store does not answer, more or less: a fleet shall not come back in step."""
@@ -48,11 +48,13 @@ _RETRY_FIRST, _RETRY_MOST = 0.1, 1.0
 class Desk:
     """Keeps what is to be said until it has been said. Not thread-safe: it is the supervisor's."""
 
-    def __init__(self, store: Store, worker: WorkerId) -> None:
+    def __init__(self, store: Store, worker: WorkerId, heartbeat: float = 5.0) -> None:
+        """`heartbeat`: seconds between those of this worker, by which it renews its leases."""
         self.store = store
         self.runner: Runner = store.runner()
         self.waker: Waker = store.waker()
         self.worker = worker
+        self._heartbeat = heartbeat
         self.unsaid = Unsaid()
         self.failed = 0
         """Attempts that failed."""
@@ -65,7 +67,9 @@ class Desk:
         self._ahead: float | None = None
         """ms by which the store's clock is ahead of ours, once it has told."""
         self.back_at = -math.inf
-        """When the store was found to answer again after it had not, or to have another time."""
+        """When the store was found to answer again after it had not for longer than a heartbeat, or to have another
+        time."""
+        self._away_since: float | None = None
         self._look_at = 0.0
         self.retry_at = 0.0
         """When to try again, while the store does not answer."""
@@ -74,6 +78,12 @@ class Desk:
         """How many of the first outcomes have been sent before, and may have been heard, although no answer came."""
         self._refused = False
         """What was said last has been refused, for whatever reason."""
+        self._accepted = 0
+        """Outcomes that were accepted one by one."""
+        self._doubts: dict[tuple[JobId, int, bool], list[int]] = {}
+        """Of what was refused by itself: how many others had been accepted before, and how often it was."""
+        self.given_up: set[tuple[JobId, int]] = set()
+        """Leases of whose end the store wants to hear in no words."""
         self.doubtful = False
         """A claim has failed: its answer may have been lost, and jobs with it."""
 
@@ -174,39 +184,57 @@ class Desk:
         return self._learn(answers[-1]) if room else ()
 
     def _turn_one_by_one(self, said: Sayings, room: int) -> Sequence[Claim]:
-        """After a refusal, which may be of what a single job said: each by itself, so that the others are heard.
-        What is refused still, while something else is not, is said in plain words."""
+        """After a refusal, which may be of what a single job said: each by itself, so that the others are heard."""
         refusals: list[tuple[Sayings, StoreError]] = []
-        accepted = 0
         claims: Sequence[Claim] = ()
         try:
             for part in said.parts():
                 try:
                     self._say(part)
-                    accepted += 1
+                    self._accepted += len(part.outcomes)
                 except StoreError as error:
                     if type(error) is not StoreError:
                         raise
                     self.unsaid.heard(part)
                     refusals.append((part, error))
+                    self._doubts.setdefault(part.what, [self._accepted, 0])[1] += 1
+            # If the store refuses how any job ends, no more shall be run than it takes to find that out.
+            if refusals and not all(self._is_at_fault(part) for part, _ in refusals):
+                room = min(room, 1) if len(refusals) == 1 else 0
             if room:
                 claims = self._learn(self.runner.run(self.store.claim(self.worker, self._plan(room), room)))
-                accepted += 1
         except StoreError as error:
             self.doubtful = self.doubtful or room > 0
+            self._sent = max(self._sent, 1)
             self.fail(error)
         else:
-            if accepted:
-                self.recovered()
-            else:
+            if refusals:
                 self.fail(refusals[0][1])
-        self._refused = bool(refusals) and not accepted
-        for part, refusal in reversed(refusals):
-            if accepted:
-                self._give_up(part, refusal)
             else:
-                self.unsaid.put_back(part)
+                self.recovered()
+        self._refused = bool(refusals)
+        for part, refusal in reversed(refusals):
+            self._doubt(part, refusal)
         return claims
+
+    def _is_at_fault(self, part: Sayings) -> bool:
+        """Whether other jobs' outcomes have been accepted since this was refused for the first time."""
+        return self._doubts[part.what][0] < self._accepted
+
+    def _doubt(self, part: Sayings, refusal: StoreError) -> None:
+        """It was refused by itself. If that goes on while the outcomes of others are accepted, an outcome is said in
+        plain words, and what cannot be put more plainly is not said any more."""
+        if not self._is_at_fault(part) or self._doubts[part.what][1] < _DOUBTS:
+            self.unsaid.put_back(part)
+            return
+        del self._doubts[part.what]
+        log.error("the store refuses what was said of job %s: %s", part.what[0], refusal)
+        for outcome in part.outcomes:
+            plain = plainly(outcome, refusal)
+            if plain != outcome:
+                self.unsaid.outcomes.append(plain)
+            else:
+                self.given_up.add((outcome.id, outcome.lease))
 
     def _say(self, said: Sayings) -> None:
         accepted: list[bool] = []
@@ -216,16 +244,9 @@ class Desk:
             accepted = self.runner.run(self.store.settle(self.worker, said.outcomes))
         self._hear_verdict(said, accepted)
 
-    def _give_up(self, said: Sayings, error: StoreError) -> None:
-        log.error("the store refuses what was said of job %s: %s", said.job, error)
-        for outcome in said.outcomes:
-            plain = plainly(outcome, error)
-            if plain != outcome:
-                self.unsaid.outcomes.append(plain)
-
-    def say_the_rest(self) -> bool:
-        """Say all that there is, before the end. False if some of it could not be said within seconds."""
-        give_up = time.monotonic() + _LAST_WORDS
+    def say_the_rest(self, give_up: float) -> bool:
+        """Say all that there is, before the end. False if some of it could not be said until then, by
+        `time.monotonic`."""
         while self.unsaid:
             now = time.monotonic()
             if now > give_up:
@@ -265,20 +286,33 @@ class Desk:
         """The store did not do its part: keep everything, and try again, sooner at first."""
         if not self._retry_delay:
             log.error("the store does not answer, will try again: %s", error)
+        if self._away_since is None and type(error) is not StoreError:
+            self._away_since = time.monotonic()
         self._retry_delay = min(_RETRY_MOST, self._retry_delay * 2 or _RETRY_FIRST)
         self.retry_at = time.monotonic() + self._retry_delay * (0.5 + random.random())  # noqa: S311
 
     def recovered(self) -> None:
-        """The store has answered."""
+        """The store has done what it was asked."""
         if self._retry_delay:
             log.warning("the store answers again")
             self._retry_delay = 0.0
-            self.back_at = time.monotonic()
+        self.answered()
+
+    def answered(self) -> None:
+        """The store is there."""
+        if self._away_since is not None:
+            now = time.monotonic()
+            if now - self._away_since > self._heartbeat:
+                self.back_at = now
+            self._away_since = None
 
     def forget(self, worker: WorkerId) -> None:
         """Start over as another worker: what was to be said about the old one's jobs is void."""
         self.worker = worker
         self.unsaid.clear()
+        self._doubts.clear()
+        self.given_up.clear()
+        self._refused = False
         self._sent = 0
         self.doubtful = False
         self.hungry = True

@@ -127,10 +127,11 @@ class Duties:
             self._look_at_register(now)
         dead = [each.info.id for each in self._neighbours if is_dead_neighbour(each.info, self._here)]
         # The store decides whether a lease has ended; this only says when to ask.
-        late = self._desk.store_time() if now > self._desk.back_at + _GRACE else 0
+        may_be_late = now > self._desk.back_at + _GRACE
+        late = self._desk.store_time() if may_be_late else 0
         if dead or any(each.lease_until <= late for each in self._neighbours):
             self._register_at = 0.0
-            for rescued in self._runner.run(self._store.rescue(dead)):
+            for rescued in self._runner.run(self._store.rescue(dead, late=may_be_late)):
                 log.warning(
                     "worker %s died; %d of its jobs run again, %d are dead",
                     rescued.worker, rescued.again, rescued.dead,
@@ -139,6 +140,7 @@ class Duties:
     def _look_at_register(self, now: float) -> None:
         known = {each.info.id for each in self._neighbours}
         records = self._runner.run(self._store.workers(alive=True))
+        self._desk.answered()
         self._neighbours = [each for each in records if each.info.id != self._supervisor.id]
         same = known == {each.info.id for each in self._neighbours}
         pause = min(self._register_pause * 1.5, _REGISTER_MOST) if same else _REGISTER_FIRST
@@ -164,10 +166,14 @@ class Duties:
             ]
 
     def _prune(self, now: float) -> None:
+        begun = self._prune_at, self._prune_latest
+        # If it fails, the next try is not at once.
+        self._prune_at = self._prune_latest = now + _PRUNE
         done = self._runner.run(self._store.prune(_retention(self._supervisor.retention), _PRUNE_JOBS))
-        if not done.more:
-            self._prune_at = now + _PRUNE
-            self._prune_latest = self._prune_at + _PRUNE_LATEST
+        if done.more:
+            self._prune_at, self._prune_latest = begun
+        else:
+            self._prune_latest += _PRUNE_LATEST
 
     @contextlib.contextmanager
     def _store_may_fail(self) -> Iterator[None]:

@@ -93,6 +93,8 @@ class Outbox:
     def _flush(self, *, wait: bool) -> None:
         while self._has_something():
             if not self._lock.acquire(blocking=False):
+                if wait:
+                    self._bell.wait(_CADENCE_NS / 1e9)
                 return
             try:
                 self._send(wait=wait)

@@ -43,6 +43,9 @@ log = logging.getLogger("ferryman.worker")
 
 OpenStore = Callable[[str], Store]
 
+_LAST_WORDS = 3.0
+"""Seconds that a worker which ends takes to say the rest."""
+
 
 class Phase(enum.Enum):
     """Where a worker is in its life."""
@@ -131,22 +134,22 @@ class Supervisor:
         self.phase = Phase.KILLED
         for member in list(self.crew.members):
             self._lose(member, "its worker stopped before it was done")
-        if self._desk is not None:
-            with contextlib.suppress(FerrymanError):
-                self._take_leave(self._desk)
-        for chore in self._chores:
-            chore.stop()
-        if self._desk is not None:
-            self._desk.close()
-        self._selector.close()
-        self._inbox.close()
-        self._outbox.close()
+        with contextlib.ExitStack() as stack:
+            for closing in (self._outbox, self._inbox, self._selector):
+                stack.callback(closing.close)
+            for chore in self._chores:
+                stack.callback(chore.stop)
+            if self._desk is not None:
+                stack.callback(self._desk.close)
+                with contextlib.suppress(FerrymanError):
+                    self._take_leave(self._desk)
 
     def _take_leave(self, desk: Desk) -> None:
-        if self._duties is not None and desk.doubtful and desk.say_the_rest():
+        give_up = time.monotonic() + _LAST_WORDS
+        if self._duties is not None and desk.doubtful and desk.say_the_rest(give_up):
             self._duties.reconcile()
         # Whoever leaves says of all that it holds that it did not get done. If that is not so, its lease had better end.
-        if desk.say_the_rest() and not desk.doubtful:
+        if desk.say_the_rest(give_up) and not desk.doubtful:
             desk.runner.run(desk.store.leave(self.id))
 
     # -- one turn ----------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ class Supervisor:
     def _open(self, hello: ExecutorHello) -> None:
         self._adopt(hello.settings)
         self._declared = hello.queues
-        desk = Desk(self._open_store(hello.url), self.id)
+        desk = Desk(self._open_store(hello.url), self.id, self.settings.heartbeat)
         self._register(desk)
         self._desk = desk
         self._selector.register(desk.waker.fileno(), selectors.EVENT_READ, self._hear_bell)
@@ -347,6 +350,7 @@ class Supervisor:
         """All jobs that were claimed and whose outcome the store has not acknowledged."""
         known = self.suspects.leases()
         if self._desk is not None:
+            known |= self._desk.given_up
             known.update((outcome.id, outcome.lease) for outcome in self._desk.unsaid.outcomes)
         for member in self.crew.members:
             known.update((held.claim.id, held.claim.lease) for held in member.jobs.values())

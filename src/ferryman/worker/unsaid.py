@@ -36,9 +36,10 @@ class Sayings(NamedTuple):
     outcomes: Sequence[Outcome]
 
     @property
-    def job(self) -> JobId:
-        """Whom it is about, first of all."""
-        return (self.notes or self.outcomes)[0].id
+    def what(self) -> tuple[JobId, int, bool]:
+        """What a part is: which lease's, and whether it is the outcome."""
+        first = (self.notes or self.outcomes)[0]
+        return first.id, first.lease, bool(self.outcomes)
 
     def parts(self) -> Iterator[Sayings]:
         """The notes of each job by themselves, then each outcome."""
@@ -76,6 +77,8 @@ class Unsaid:
     def add_notes(self, notes: Sequence[JobNote]) -> None:
         """Of a job's progress the last report counts, of its texts the newest thousand."""
         for note in notes:
+            if note.progress is None and note.text is None:
+                continue
             story = self._stories.setdefault((note.id, note.lease), _Story())
             if note.progress is not None:
                 story.progress = note.progress
@@ -130,9 +133,14 @@ class Unsaid:
                 self._stories[lease] = story
 
     def put_back(self, said: Sayings) -> None:
-        """It has not been heard after all."""
+        """It has not been heard after all, and comes before all else."""
         self.outcomes[:0] = said.outcomes
-        self.add_notes(said.notes)
+        for note in reversed(said.notes):
+            story = self._stories.setdefault((note.id, note.lease), _Story())
+            if note.text is not None:
+                story.texts.appendleft(note.text)
+            if story.progress is None:
+                story.progress = note.progress
 
     def clear(self) -> None:
         """Nobody wants to hear it any more."""

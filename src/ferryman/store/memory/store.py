@@ -123,8 +123,8 @@ class MemoryStore:
     def leave(self, worker: WorkerId) -> Operation[None]:
         return _write("leave", registry.leave, worker)
 
-    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
-        return _write("rescue", registry.rescue, dead)
+    def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
+        return _write("rescue", registry.rescue, dead, late)
 
     def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return _write("prune", prune.prune, retention, limit)

@@ -46,10 +46,10 @@ def leave(book: Book, now: int, worker: WorkerId) -> None:
         _strike_off(book, record, "stopped")
 
 
-def rescue(book: Book, now: int, dead: Sequence[WorkerId]) -> list[Rescued]:
+def rescue(book: Book, now: int, dead: Sequence[WorkerId], late: bool) -> list[Rescued]:
     rescued: list[Rescued] = []
     for id_, record in book.workers.items():
-        if record.gone is None and (record.lease_until <= now or id_ in dead):
+        if record.gone is None and ((late and record.lease_until <= now) or id_ in dead):
             again, died = _take_back(book, now, record, ErrorInfo("WorkerLost", f"worker {id_} died"))
             _strike_off(book, record, "dead")
             rescued.append(Rescued(id_, again, died))

@@ -137,8 +137,8 @@ class PostgresStore:
     def leave(self, worker: WorkerId) -> Operation[None]:
         return Operation("leave", lambda _: registry.leave(self._schema, worker))
 
-    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
-        return Operation("rescue", lambda _: registry.rescue(self._schema, dead))
+    def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
+        return Operation("rescue", lambda _: registry.rescue(self._schema, dead, late))
 
     def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda _: prune.prune(self._schema, retention, limit))

@@ -63,10 +63,10 @@ def leave(schema: str, worker: WorkerId) -> Requests[None]:
     yield Statement(f"SELECT {schema}.leave(%s::text, %s::bigint)", (worker, NOW))
 
 
-def rescue(schema: str, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
+def rescue(schema: str, dead: Sequence[WorkerId], late: bool) -> Requests[list[Rescued]]:
     rows = yield Statement(
-        f"SELECT worker, again, dead FROM {schema}.rescue(%s::text[], %s::bigint)",  # noqa: S608
-        (list(dead), NOW),
+        f"SELECT worker, again, dead FROM {schema}.rescue(%s::text[], %s, %s::bigint)",  # noqa: S608
+        (list(dead), late, NOW),
     )
     return [Rescued(WorkerId(worker), again, died) for worker, again, died in rows]
 

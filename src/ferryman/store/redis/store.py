@@ -127,8 +127,8 @@ class RedisStore:
     def leave(self, worker: WorkerId) -> Operation[None]:
         return Operation("leave", lambda _: registry.leave(worker))
 
-    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
-        return Operation("rescue", lambda _: registry.rescue(dead))
+    def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
+        return Operation("rescue", lambda _: registry.rescue(dead, late))
 
     def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda _: prune.prune(retention, limit))

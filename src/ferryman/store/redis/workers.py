@@ -40,8 +40,8 @@ def leave(worker: WorkerId) -> Requests[None]:
     yield Call("leave", (worker,))
 
 
-def rescue(dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
-    answer = yield Call("rescue", (_encode(dead),))
+def rescue(dead: Sequence[WorkerId], late: bool) -> Requests[list[Rescued]]:
+    answer = yield Call("rescue", (_encode(dead), int(late)))
     return [Rescued(worker, again, died) for worker, again, died in _decode_rescued(answer)]
 
 

@@ -121,8 +121,8 @@ class SqliteStore:
     def leave(self, worker: WorkerId) -> Operation[None]:
         return Operation("leave", lambda now: registry.leave(now, worker))
 
-    def rescue(self, dead: Sequence[WorkerId] = ()) -> Operation[list[Rescued]]:
-        return Operation("rescue", lambda now: registry.rescue(now, dead))
+    def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
+        return Operation("rescue", lambda now: registry.rescue(now, dead, late))
 
     def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda now: prune.prune(now, retention, limit))

@@ -85,12 +85,12 @@ def leave(now: int, worker: WorkerId) -> Requests[None]:
         yield from ledger.close()
 
 
-def rescue(now: int, dead: Sequence[WorkerId]) -> Requests[list[Rescued]]:
+def rescue(now: int, dead: Sequence[WorkerId], late: bool) -> Requests[list[Rescued]]:
     workers = yield Query(
         "SELECT id, name FROM ferryman_worker WHERE gone IS NULL AND lease_until <= ?1"
         " UNION SELECT id, name FROM ferryman_worker WHERE gone IS NULL AND name IN (SELECT value FROM json_each(?2))"
         " ORDER BY id",
-        (now, json.dumps(list(dead))),
+        (now if late else 0, json.dumps(list(dead))),
     )
     if not workers:
         return []

@@ -151,8 +151,8 @@ book.verb('leave', function(args)
     end
 end, {drains = true})
 
--- Workers whose lease has ended, and those named that are alive, in the order of their registration.
-local function find_lost(named)
+-- Workers whose lease has ended (if `late`), and those named that are alive, in the order of their registration.
+local function find_lost(named, late)
     local lost, seen = {}, {}
     local function add(worker)
         if not seen[worker] and is_alive(worker) then
@@ -160,7 +160,7 @@ local function find_lost(named)
             lost[#lost + 1] = worker
         end
     end
-    for _, worker in ipairs(call('ZRANGEBYSCORE', book.key('alive'), '-inf', book.text(book.now))) do
+    for _, worker in ipairs(late and call('ZRANGEBYSCORE', book.key('alive'), '-inf', book.text(book.now)) or {}) do
         add(worker)
     end
     for _, worker in ipairs(named) do
@@ -170,10 +170,10 @@ local function find_lost(named)
     return lost
 end
 
--- ARGV: MessagePack of workers that are known to be dead. Answers MessagePack of [[worker, again, dead], ...].
+-- ARGV: MessagePack of workers that are known to be dead; 1 if those whose lease has ended are meant, too. Answers MessagePack of [[worker, again, dead], ...].
 book.verb('rescue', function(args)
     local rescued = {}
-    for _, worker in ipairs(find_lost(cmsgpack.unpack(args[1]))) do
+    for _, worker in ipairs(find_lost(cmsgpack.unpack(args[1]), args[2] == '1')) do
         local again, dead = take_back(worker, {'WorkerLost', 'worker ' .. worker .. ' died', ''}, 1)
         strike_off(worker, 'dead')
         rescued[#rescued + 1] = {worker, again, dead}

@@ -68,15 +68,15 @@ END $$;
 
 -- Workers whose lease has ended, or that are known to be dead: whom `rescue` would take off the register. A look without
 -- the gate, since there is seldom anybody.
-CREATE OR REPLACE FUNCTION lost_workers(p_dead text[], p_now bigint) RETURNS text[] LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION lost_workers(p_dead text[], p_late boolean, p_now bigint) RETURNS text[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN ARRAY(
-        SELECT name FROM worker WHERE gone IS NULL AND (lease_until <= p_now OR name = ANY (p_dead)) ORDER BY id
+        SELECT name FROM worker WHERE gone IS NULL AND ((p_late AND lease_until <= p_now) OR name = ANY (p_dead)) ORDER BY id
     );
 END $$;
 
 -- Takes back all running jobs of workers that are lost. Answers for each how many run again, and how many died.
-CREATE OR REPLACE FUNCTION rescue(p_dead text[], p_now bigint) RETURNS TABLE (worker text, again integer, dead integer)
+CREATE OR REPLACE FUNCTION rescue(p_dead text[], p_late boolean, p_now bigint) RETURNS TABLE (worker text, again integer, dead integer)
 LANGUAGE plpgsql
 SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off SET plan_cache_mode = force_generic_plan
 AS $$
@@ -89,15 +89,15 @@ DECLARE
     fate record;
 BEGIN
     PERFORM durable();
-    IF lost_workers(p_dead, now_) = '{}' THEN
+    IF lost_workers(p_dead, p_late, now_) = '{}' THEN
         RETURN;
     END IF;
     PERFORM gate();
-    FOREACH name_ IN ARRAY lost_workers(p_dead, now_) LOOP
+    FOREACH name_ IN ARRAY lost_workers(p_dead, p_late, now_) LOOP
         PERFORM pg_advisory_xact_lock(worker_lock(name_));
         -- It may have renewed its lease meanwhile.
         UPDATE worker w SET gone = 2
-        WHERE w.name = name_ AND w.gone IS NULL AND (w.lease_until <= now_ OR name_ = ANY (p_dead))
+        WHERE w.name = name_ AND w.gone IS NULL AND ((p_late AND w.lease_until <= now_) OR name_ = ANY (p_dead))
         RETURNING w.id INTO worker_;
         CONTINUE WHEN NOT found;
         message := 'worker ' || name_ || ' died';

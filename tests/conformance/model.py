@@ -227,7 +227,7 @@ class Model:
             case OutcomeKind.RELEASED:
                 row.attempt -= 1
                 row.state, row.worker = State.READY, None
-                if row.new.unique and row.new.unique.until == "started":
+                if row.new.unique and row.new.unique.until == "started" and not row.attempt:
                     self.unique.setdefault(row.new.unique.key, row.id)
             case OutcomeKind.CRASHED:
                 row.deaths += 1

@@ -68,6 +68,20 @@ def test_duplicates_push_nothing_out_of_a_full_queue(ferry: Ferry, overflow: str
 
 
 @pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
+def test_duplicates_find_their_jobs_in_a_queue_that_is_over_its_bound(ferry: Ferry, overflow: str) -> None:
+    known, unique = new_job(), new_job(unique=UniqueKey("u"))
+    ferry.enqueue(known, unique)
+    ids = ferry.add_many(3)
+    _declare(ferry, 2, overflow)
+
+    answers = ferry.enqueue(known, new_job(unique=UniqueKey("u")), new_job(queue="elsewhere"))
+
+    assert [(answer.id, answer.duplicate) for answer in answers[:2]] == [(known.id, True), (unique.id, True)]
+    assert not answers[2].duplicate
+    assert ferry.states([known.id, unique.id, *ids]) == [State.READY] * 5
+
+
+@pytest.mark.parametrize("overflow", ["reject", "drop_oldest"])
 def test_a_job_born_cancelled_takes_no_place_in_a_full_queue(ferry: Ferry, overflow: str) -> None:
     _declare(ferry, 2, overflow)
     parent = ferry.add(queue="parents")
@@ -143,6 +157,18 @@ def test_what_is_dropped_lets_others_of_its_key_in(ferry: Ferry) -> None:
     ferry.add()
 
     assert ferry.states([first, second]) == [State.CANCELLED, State.READY]
+
+
+def test_what_is_dropped_may_let_in_one_that_is_dropped_next(ferry: Ferry) -> None:
+    first, second = ferry.add_many(2, key="k")
+    child = ferry.add(after=(first,), on_parent_failure="continue")
+    elsewhere = ferry.add(queue="elsewhere", key="k")
+    _declare(ferry, 3, "drop_oldest")
+
+    ferry.add_many(3)
+
+    assert ferry.states([first, second, child]) == [State.CANCELLED] * 3
+    assert ferry.state(elsewhere) is State.READY
 
 
 @pytest.mark.parametrize("overflow", ["reject", "block", "drop_oldest"])

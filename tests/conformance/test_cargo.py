@@ -351,6 +351,26 @@ def test_a_child_whose_parent_has_finished_here_meanwhile_does_as_it_was_told(fe
     assert set(ferry.drain()) == {children[1], parents[2], children[2]}
 
 
+@pytest.mark.parametrize("told", ["cancel", "continue", "hold"])
+def test_a_grandchild_that_arrives_with_a_child_whose_parent_is_gone_is_told_once(
+    ferry: Ferry, told: str
+) -> None:
+    parent = ferry.add()
+    child = ferry.add(after=(parent,), key="k")
+    grandchild = ferry.add(after=(child,), key="k", on_parent_failure=told)
+    parcels = pack_all(ferry.store, State.WAITING)
+    ferry.delete(grandchild)
+    ferry.delete(child)
+    ferry.delete(parent)
+    other = ferry.add(key="k")
+
+    unpack_all(ferry.store, parcels)
+
+    ended = {"cancel": State.CANCELLED, "continue": State.PARKED, "hold": State.WAITING}[told]
+    assert ferry.states([child, grandchild]) == [State.CANCELLED, ended]
+    assert ferry.drain() == ([other, grandchild] if told == "continue" else [other])
+
+
 def test_a_unique_key_arrives_with_its_job(ferry: Ferry) -> None:
     job = ferry.add(unique=UniqueKey("u"))
     period = ferry.add(unique=UniqueKey("p", period=10_000))

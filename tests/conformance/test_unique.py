@@ -100,6 +100,28 @@ def test_a_key_until_started_is_taken_again_by_a_job_that_was_claimed_but_not_st
     assert not after.duplicate
 
 
+def test_a_retry_that_was_claimed_but_not_started_does_not_take_the_key_again(ferry: Ferry) -> None:
+    ferry.add(unique=UNTIL_STARTED, max_attempts=3)
+    ferry.finish_next(OutcomeKind.RETRY)
+
+    ferry.settle(ferry.take(), OutcomeKind.RELEASED)
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert not answer.duplicate
+
+
+def test_a_replayed_job_that_was_claimed_but_not_started_takes_its_key_again(ferry: Ferry) -> None:
+    first = ferry.add(unique=UNTIL_STARTED, max_attempts=2)
+    ferry.finish_next(OutcomeKind.RETRY)
+    ferry.finish_next(OutcomeKind.DEAD)
+    ferry.replay(first)
+
+    ferry.settle(ferry.take(), OutcomeKind.RELEASED)
+    (answer,) = ferry.enqueue(new_job(unique=UNTIL_STARTED))
+
+    assert answer == Enqueued(first, duplicate=True)
+
+
 def test_a_key_that_another_has_taken_meanwhile_stays_with_that_one(ferry: Ferry) -> None:
     first = ferry.add(unique=UNTIL_STARTED)
     claim = ferry.take()

@@ -51,6 +51,7 @@ class Proxy:
         self._left: dict[Direction, int] = {}
         """Bytes that may still pass in a direction before a connection is dropped."""
         self._lost: tuple[bytes, threading.Event] | None = None
+        self._misheard: dict[bytes, bytes] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -118,6 +119,11 @@ class Proxy:
         self._do(lambda: setattr(self, "_lost", (to, done)))
         return done
 
+    def mishear(self, said: bytes, heard: bytes) -> None:
+        """From now on put other bytes, as many, in the place of these where the server says them."""
+        assert len(said) == len(heard)
+        self._do(lambda: self._misheard.update({said: heard}))
+
     def close(self) -> None:
         """Reset all connections, and end."""
         self.refuse()
@@ -162,8 +168,11 @@ class Proxy:
                 link.note_prepared(data)
                 if self._lost is not None and link.asks(self._lost[0], data):
                     link.losing, self._lost = self._lost[1], None
-            elif link.losing is not None:
-                await self._lose(link, source)
+            else:
+                if link.losing is not None:
+                    await self._lose(link, source)
+                for said, heard in self._misheard.items():
+                    data = data.replace(said, heard)
             left = self._left.get(direction, len(data))
             sink.write(data[:left])
             await sink.drain()

@@ -20,6 +20,7 @@ from ferryman.store.open import open_store
 from ferryman.store.records import QueueSettings
 from tests.conformance.driver import Ferry, new_job
 from tests.services import places
+from tests.services.proxy import Proxy, proxy
 from tests.services.shared import postgres_url
 from tests.unit.test_postgres_settings import ferry_on
 
@@ -117,8 +118,30 @@ def test_no_heartbeat_dies_of_statistics_that_cannot_be_summed_up(
     assert admin.execute("SELECT count(*) > 1 FROM stat_news").fetchone() == (True,)
 
 
+@pytest.fixture
+def pooler() -> Iterator[Proxy]:
+    """One that does not pass on what encoding a server has."""
+    port = urlsplit(postgres_url()).port
+    assert port is not None
+    with proxy(port) as line:
+        line.mishear(b"server_encoding", b"client_dialect_")
+        yield line
+
+
+def test_a_database_of_which_a_pooler_does_not_say_what_it_can_keep_is_asked(pooler: Proxy, url: str) -> None:
+    store = open_store(pooler.url(url))
+
+    (answer,) = store.runner().run(store.enqueue([new_job()]))
+
+    assert not answer.duplicate
+    store.close()
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "asked"])
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_a_database_that_cannot_keep_every_character_is_refused(encoding: str) -> None:
+def test_a_database_that_cannot_keep_every_character_is_refused(
+    pooler: Proxy, encoding: str, is_told: bool
+) -> None:
     name = f"elsewhere_{secrets.token_hex(4)}"
     place = sql.Identifier(name)
     with psycopg.connect(postgres_url(), autocommit=True) as admin:
@@ -127,7 +150,8 @@ def test_a_database_that_cannot_keep_every_character_is_refused(encoding: str) -
                 place, encoding
             )
         )
-        store = open_store(urlsplit(postgres_url())._replace(path=f"/{name}").geturl())
+        url = urlsplit(postgres_url())._replace(path=f"/{name}").geturl()
+        store = open_store(url if is_told else pooler.url(url))
 
         with pytest.raises(ConfigError, match=rf"has the encoding {encoding}.*createdb --encoding=UTF8"):
             store.runner().run(store.enqueue([new_job()]))

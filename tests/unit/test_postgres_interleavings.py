@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ferryman.errors import StoreUnavailable
-from ferryman.job import State, UniqueKey, WorkerId
+from ferryman.errors import QueueFull, StoreUnavailable
+from ferryman.job import JobId, State, UniqueKey, WorkerId
 from ferryman.store.open import open_store
 from ferryman.store.records import Enqueued, Filter, Order, Orders, Pruned, Retention, WorkerStatus
 from tests.services import places
-from tests.unit.postgres_scene import VERBS, Scene, Session, check
+from tests.unit.postgres_scene import PLAN, VERBS, Scene, Session, check
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,66 @@ def test_a_replay_whose_jobs_are_deleted_under_it_time_and_again_keeps_no_unique
 
     check(scene)
     third.close()
+
+
+def test_claims_find_what_there_is_while_producers_hand_the_gate_on(scene: Scene) -> None:
+    scene.again()
+    guest = scene.store.using(scene.admin)
+    due, left = scene.put(key="due", delay=1_000), scene.put(key="left")
+    late = scene.put(queue="nobody's", ttl=1_000)
+    scene.run(scene.store.enqueue([due, late]))
+    scene.clock.advance(2)
+    with scene.admin.transaction():
+        guest.runner.run(guest.enqueue([left]))
+    jobs = [scene.put(key=f"of its own {turn}") for turn in range(10)]
+    producers = [Session(scene), Session(scene)]
+    claimed: set[JobId] = set()
+
+    producers[0].begin([scene.store.enqueue(jobs[:1])])
+    for turn in range(1, 10):
+        holder, waiter = producers[(turn - 1) % 2], producers[turn % 2]
+        waiter.start([scene.store.enqueue([jobs[turn]])], commit=False)
+        waiter.come_to_rest()
+        claimed |= {claim.id for claim in scene.run(scene.store.claim(WorkerId("them"), PLAN, 50)).jobs}
+        holder.end()
+        waiter.finish()
+    producers[1].end()
+
+    # All but those of the last two turns, of whom one had not committed and the other was waiting.
+    assert claimed >= {due.id, left.id, *(job.id for job in jobs[:8])}
+    assert scene.run(scene.store.get([late.id]))[0].state is State.EXPIRED
+    check(scene)
+    scene.drain()
+    check(scene)
+    for producer in producers:
+        producer.close()
+
+
+def test_an_enqueue_that_lets_in_what_was_left_keeps_the_bound_of_its_queue(scene: Scene) -> None:
+    scene.again()
+    guest = scene.store.using(scene.admin)
+    left = scene.put(queue="full")
+    with scene.admin.transaction():
+        guest.runner.run(guest.enqueue([left]))
+
+    scene.run(scene.store.enqueue([scene.put(key="of its own")]))
+
+    pending = scene.run(scene.store.find(Filter(queues=("full",), states=(State.READY,)), 50))
+    assert len(pending) == 3
+    assert left.id in {job.id for job in pending}
+    check(scene)
+
+
+def test_a_batch_too_large_for_its_queue_is_refused_whole_although_some_was_left_before(scene: Scene) -> None:
+    scene.again()
+    guest = scene.store.using(scene.admin)
+    with scene.admin.transaction():
+        guest.runner.run(guest.enqueue([scene.put(queue="full")]))
+
+    with pytest.raises(QueueFull):
+        scene.run(scene.store.enqueue([scene.put(queue="full") for _ in range(4)]))
+
+    check(scene)
 
 
 def test_an_order_that_takes_its_time_to_commit_is_heard_although_a_later_one_was_heard_before(

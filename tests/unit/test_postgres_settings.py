@@ -73,7 +73,7 @@ def test_a_worker_that_is_taken_for_dead_while_it_claims_gets_nothing_at_any_iso
     operation = ferry.store.claim(W1, [Take("default", 0, 1)], 1)
     with ThreadPoolExecutor(1) as pool:
         admin.execute("BEGIN")
-        admin.execute("SELECT * FROM rescue(%s::text[], NULL)", ([W1],))
+        admin.execute("SELECT * FROM rescue(%s::text[], true, NULL)", ([W1],))
 
         claim = pool.submit(perform, ferry.store, operation, colour)
         until(lambda: _waits(admin))

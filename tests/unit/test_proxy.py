@@ -237,6 +237,12 @@ def test_a_lost_answer_is_of_a_request_that_the_server_got(
         assert ask(again, b"again") == b"again"
 
 
+def test_what_is_misheard_is_what_the_server_says(line: Proxy, client: socket.socket) -> None:
+    line.mishear(b"green", b"amber")
+
+    assert ask(client, b"green, red") == b"amber, red"
+
+
 def test_only_the_answer_to_the_request_that_was_named_is_lost(line: Proxy, client: socket.socket) -> None:
     lost = line.lose_answer(to=b"write")
 

@@ -168,6 +168,9 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
     if version < _OLDEST_SERVER:
         raise StoreVersionError(f"the server is PostgreSQL {version // 10000}; Ferryman needs 13 or later")
     encoding = connection.info.parameter_status("server_encoding")
+    if encoding is None:
+        # Not every pooler passes it on.
+        (encoding,) = connection.execute("SHOW server_encoding").fetchone() or (None,)
     if encoding != "UTF8":
         raise ConfigError(
             f"the database {connection.info.dbname!r} has the encoding {encoding}, which cannot keep every character of an "

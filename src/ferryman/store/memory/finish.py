@@ -57,9 +57,9 @@ def give_back_unique(book: Book, card: Card, *, with_period: bool = False) -> No
 
 
 def take_back_unique(book: Book, card: Card, now: int) -> None:
-    """A job that was claimed but not started has again the unique key that it gave back at the claim, if that is free."""
+    """A job that was claimed but never started has again the unique key that it gave back at the claim, if that is free."""
     unique = card.new.unique
-    if unique is None or unique.until != "started" or unique.period is not None:
+    if unique is None or unique.until != "started" or unique.period is not None or card.attempt:
         return
     entry = book.uniques.get(unique.key)
     if entry is None or (entry.until is not None and entry.until <= now):

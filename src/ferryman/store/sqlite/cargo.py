@@ -221,9 +221,14 @@ def unpack(now: int, parcels: Sequence[Parcel]) -> Requests[list[bool]]:
         yield from _write(now, arrivals)
         for arrival in arrivals:
             ledger.move(arrival.lane, None, arrival.state)
+        doomed: list[tuple[_Arrival, str]] = []
         for arrival in arrivals:
-            if not arrival.is_settled:
-                yield from _settle_in(ledger, arrival)
+            failed = None if arrival.is_settled else (yield from _settle_in(ledger, arrival))
+            if failed is not None:
+                doomed.append((arrival, failed))
+        # Last, since the end of one may reach others of them.
+        for arrival, failed in doomed:
+            yield from _end(ledger, arrival, failed)
         yield from ledger.close()
     return answers
 
@@ -375,8 +380,8 @@ def _unique_rows(now: int, arrival: _Arrival) -> list[tuple[Any, ...]]:
     return [(unique.key, arrival.seq, bytes.fromhex(parcel.job.id), parcel.unique_until, now)]
 
 
-def _settle_in(ledger: Ledger, arrival: _Arrival) -> Requests[None]:
-    """Let a job go as far as it can."""
+def _settle_in(ledger: Ledger, arrival: _Arrival) -> Requests[str | None]:
+    """Let a job go as far as it can. Answers a parent that failed, if the job goes down with it."""
     seq, lane, parcel = arrival.seq, arrival.lane, arrival.parcel
     job = parcel.job
     if job.key is not None:
@@ -387,13 +392,9 @@ def _settle_in(ledger: Ledger, arrival: _Arrival) -> Requests[None]:
         (seq,),
     )
     ((flags,),) = yield Query("SELECT flags FROM ferryman_job WHERE seq = ?", (seq,))
-    failed = [parent.hex() for parent, has_failed in waited_for if has_failed]
+    failed: list[str] = [parent.hex() for parent, has_failed in waited_for if has_failed]
     if failed and job.on_parent_failure == "cancel":
-        reason = f"parent {failed[0]} did not succeed"
-        id_ = bytes.fromhex(job.id)
-        cancelled = yield from cancel_pending(ledger, seq, id_, lane, State.WAITING, flags, job.key, reason)
-        yield from let_go(ledger, [cancelled])
-        return
+        return failed[0]
     missing = len(waited_for) - (len(failed) if job.on_parent_failure == "continue" else 0)
     if missing:
         yield Query("UPDATE ferryman_job SET missing = ? WHERE seq = ?", (missing, seq))
@@ -404,6 +405,18 @@ def _settle_in(ledger: Ledger, arrival: _Arrival) -> Requests[None]:
         ledger.move(lane, State.WAITING, State.SCHEDULED)
     else:
         yield from enter(ledger, seq, lane, State.WAITING, flags, job.key, run_at=parcel.run_at)
+    return None
+
+
+def _end(ledger: Ledger, arrival: _Arrival, failed: str) -> Requests[None]:
+    """Cancel a job whose parent failed, unless another one has taken it along."""
+    seq, job = arrival.seq, arrival.parcel.job
+    for (flags,) in (yield Query("SELECT flags FROM ferryman_job WHERE seq = ? AND state = 0", (seq,))):
+        reason = f"parent {failed} did not succeed"
+        cancelled = yield from cancel_pending(
+            ledger, seq, bytes.fromhex(job.id), arrival.lane, State.WAITING, flags, job.key, reason
+        )
+        yield from let_go(ledger, [cancelled])
 
 
 # -- forgetting --------------------------------------------------------------------------------------

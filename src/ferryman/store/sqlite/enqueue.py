@@ -78,19 +78,21 @@ def enqueue(now: int, jobs: Sequence[NewJob]) -> Requests[list[Enqueued]]:
         place = yield from _look_up(run[0])
         if first_seq is None:
             first_seq = place.first_seq
-        if place.max_size is not None:
-            bounded[run[0].queue] = place.max_size
+        known = len(answers)
         # What a duplicate names is not made for its sake.
         is_new = place.lane is None or place.task is None
         if place.fair or not _is_plain(run[0]) or (is_new and (yield from _is_any_known(run))):
             yield from _enqueue_each(ledger, run, answers, stands_for)
-            continue
-        try:
-            yield from _insert_plain(ledger, run, place)
-            answers += [Enqueued(job.id) for job in run]
-        except Conflict:
-            # Some are known already: this is the second try of a producer that got no answer to the first.
-            yield from _enqueue_each(ledger, run, answers, stands_for)
+        else:
+            try:
+                yield from _insert_plain(ledger, run, place)
+                answers += [Enqueued(job.id) for job in run]
+            except Conflict:
+                # Some are known already: this is the second try of a producer that got no answer to the first.
+                yield from _enqueue_each(ledger, run, answers, stands_for)
+        # Duplicates are answered however full the queue is.
+        if place.max_size is not None and not all(answer.duplicate for answer in answers[known:]):
+            bounded[run[0].queue] = place.max_size
     yield from ledger.close()
     for queue, max_size in bounded.items():
         yield from _keep_bound(now, queue, max_size, first_seq or 0)
@@ -332,13 +334,13 @@ def _keep_bound(now: int, queue: str, max_size: int, first_seq: int) -> Requests
     if excess <= 0:
         return
     ((overflow,),) = yield Query("SELECT overflow FROM ferryman_queue WHERE name = ?", (queue,))
-    rows = (yield from _oldest(queue, first_seq, excess)) if overflow == "drop_oldest" else []
-    if len(rows) < excess:
+    seqs = (yield from _oldest(queue, first_seq, excess)) if overflow == "drop_oldest" else []
+    if len(seqs) < excess:
         raise QueueFull(queue, max_size)
-    for row in rows:
-        # One that was dropped may have taken its children along.
-        if (yield Query("SELECT 1 FROM ferryman_job WHERE seq = ? AND state < 4", row[:1])):
-            yield from _drop(now, queue, row)
+    for seq in seqs:
+        # One that was dropped may have taken its children along, or have let in others that come after it.
+        for job in (yield Query(_PENDING, (seq,))):
+            yield from _drop(now, queue, job)
             if (yield from _count_pending(queue)) <= max_size:
                 return
 
@@ -361,8 +363,10 @@ def _drop(now: int, queue: str, job: tuple[int, bytes, int, int, int, str | None
     yield from ledger.close()
 
 
+_PENDING = "SELECT seq, id, lane, state, flags, key FROM ferryman_job WHERE seq = ? AND state < 4"
+
 _OLDEST = """
-SELECT seq, id, lane, state, flags, key FROM ferryman_job INDEXED BY {index}
+SELECT seq FROM ferryman_job INDEXED BY {index}
 WHERE state = {state} AND lane = ?1 AND seq < ?2 {more} ORDER BY seq LIMIT ?3
 """
 
@@ -379,13 +383,13 @@ _OLDEST_IN_LANE = [
 ]
 
 
-def _oldest(queue: str, first_seq: int, count: int) -> Requests[list[Any]]:
+def _oldest(queue: str, first_seq: int, count: int) -> Requests[list[int]]:
     """The oldest pending jobs of a queue that arrived before this batch, in their order."""
-    rows: list[Any] = []
+    seqs: list[int] = []
     for (lane,) in (yield Query("SELECT id FROM ferryman_lane WHERE queue = ?", (queue,))):
         for query in _OLDEST_IN_LANE:
-            rows += yield Query(query, (lane, first_seq, count))
-    return sorted(rows)[:count]
+            seqs += [seq for (seq,) in (yield Query(query, (lane, first_seq, count)))]
+    return sorted(seqs)[:count]
 
 
 def _is_any_known(jobs: Sequence[NewJob]) -> Requests[bool]:

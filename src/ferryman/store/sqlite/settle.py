@@ -146,14 +146,14 @@ def settle_leased(ledger: Ledger, job: Leased, outcome: Outcome, deaths: int = 1
 
 
 def _release(ledger: Ledger, job: Leased) -> Requests[State]:
-    """Back to the place it had: same tag, same moment; and with the unique key that it gave back at the claim, if that is
-    free."""
+    """Back to the place it had: same tag, same moment; and with the unique key that it gave back at the claim, if that was
+    its first, and the key is free."""
     yield Query(
         "UPDATE ferryman_job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = ?",
         (job.seq,),
     )
     ledger.move(job.lane, State.RUNNING, State.READY)
-    if job.flags & FLAG.UNIQUE_START:
+    if job.flags & FLAG.UNIQUE_START and job.attempt == 1:
         ((key,),) = yield Query("SELECT unique_key FROM ferryman_body WHERE seq = ?", (job.seq,))
         yield from take_unique(ledger.now, job.seq, job.id, key)
     return State.READY

@@ -50,9 +50,9 @@ function finish.forget_unique(card, with_period)
     end
 end
 
--- A job that was claimed but not started has again what it gave back at the claim, unless another has it by now.
+-- A job that was claimed but never started has again what it gave back at the claim, unless another has it by now.
 function finish.take_back_unique(card)
-    if has(card, KIND.UNIQUE_START) then
+    if has(card, KIND.UNIQUE_START) and card.attempt == 0 then
         local unique = book.rest(card).unique
         if not finish.holder_of(unique) then
             finish.take_unique(unique, card.id, 0)

@@ -5,31 +5,42 @@ CREATE OR REPLACE FUNCTION admit_new(p_seqs bigint[], p_queues text[], p_defer b
 LANGUAGE plpgsql AS $$
 DECLARE
     is_behind boolean;
+    has_waited boolean;
 BEGIN
     IF p_defer THEN
         PERFORM keep_bounds(p_queues, p_seqs, false, p_now);
     ELSE
-        -- What transactions of others have left comes first in its keys and lanes: then these are left too, and the next
-        -- claim admits all in their order. Nobody need wait for this look: who commits after it comes after these.
+        -- What transactions of others have left comes first in its keys and lanes. Nobody need wait for this look: who
+        -- commits after it comes after these.
         is_behind := EXISTS (
             SELECT 1 FROM job
             WHERE state = 0 AND flags & 512 <> 0 AND seq < (SELECT min(x.seq) FROM unnest(p_seqs) x(seq))
         );
-        PERFORM gate();
-        IF NOT is_behind THEN
+        has_waited := NOT try_gate();
+        IF has_waited THEN
+            PERFORM gate();
+        END IF;
+        -- Claims do not wait for the gate, and find it taken while producers hand it on to each other. So these do some of
+        -- the work of claims; of a large pile each works off a part, and leaves its own to the next.
+        IF is_behind THEN
+            PERFORM admit_left(cardinality(p_seqs) + 100, p_queues, p_now);
+        ELSE
             PERFORM admit(p_seqs, p_now);
+        END IF;
+        IF has_waited THEN
+            PERFORM move_others_on(100, p_now);
         END IF;
         PERFORM keep_bounds(p_queues, p_seqs, true, p_now);
     END IF;
 END $$;
 
--- Staged jobs that transactions of others left, the oldest first. The gate is held.
-CREATE OR REPLACE FUNCTION admit_left(p_limit integer, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Staged jobs that were left, the oldest first. The gate is held. Whoever calls it keeps the bounds of the queues `p_but`.
+CREATE OR REPLACE FUNCTION admit_left(p_limit integer, p_but text[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     seqs bigint[];
     queues text[];
 BEGIN
-    SELECT array_agg(seq), array_agg(DISTINCT queue) INTO seqs, queues FROM (
+    SELECT array_agg(seq), array_agg(DISTINCT queue) FILTER (WHERE queue <> ALL (p_but)) INTO seqs, queues FROM (
         SELECT seq, queue FROM job WHERE state = 0 AND flags & 512 <> 0 ORDER BY seq LIMIT p_limit
     ) x;
     IF seqs IS NOT NULL THEN

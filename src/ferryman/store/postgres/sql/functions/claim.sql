@@ -250,18 +250,15 @@ END $$;
 
 -- -- what time brings ----------------------------------------------------------------------------
 
--- Due plain jobs are promoted by whoever comes. The rest needs the gate: if somebody else has it, they are at it.
--- A thousand of each at most, so that no transaction takes long.
+-- Due plain jobs are promoted by whoever comes. The rest needs the gate: if somebody else has it, they are at it, or will be
+-- (`admit_new`). A thousand of each at most, so that no transaction takes long.
 CREATE OR REPLACE FUNCTION move_on(p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     at_once constant integer := 1000;
-    in_sight constant integer := 5000;
     is_due boolean;
     is_more boolean;
     last_moment bigint;
     last_seq bigint;
-    j record;
-    late bigint[];
 BEGIN
     SELECT
         EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now),
@@ -272,13 +269,7 @@ BEGIN
         RETURN;
     END IF;
     IF is_due THEN
-        -- Whoever looks for the plain ones passes the others, and the other way round: so not at all of a million.
-        SELECT d.run_at, d.seq INTO last_moment, last_seq FROM job d WHERE d.state = 1 AND d.run_at <= p_now
-        ORDER BY d.run_at, d.seq OFFSET in_sight LIMIT 1;
-        IF NOT found THEN
-            last_moment := p_now;
-            last_seq := 9223372036854775807;
-        END IF;
+        SELECT * INTO last_moment, last_seq FROM in_sight(5 * at_once, p_now);
         WITH due AS (
             UPDATE job SET state = 2, tag = 0 WHERE ctid = ANY (ARRAY(
                 SELECT d.ctid FROM job d
@@ -296,18 +287,42 @@ BEGIN
     IF NOT try_gate() THEN
         RETURN;
     END IF;
-    PERFORM admit_left(at_once, p_now);
+    PERFORM admit_left(at_once, '{}', p_now);
+    PERFORM move_others_on(at_once, p_now);
+END $$;
+
+-- Up to where whoever moves some of the due jobs on looks for them: who looks for the plain ones passes the others, and the
+-- other way round, so not at all of a million.
+CREATE OR REPLACE FUNCTION in_sight(p_count integer, p_now bigint, OUT last_moment bigint, OUT last_seq bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT d.run_at, d.seq INTO last_moment, last_seq FROM job d WHERE d.state = 1 AND d.run_at <= p_now
+    ORDER BY d.run_at, d.seq OFFSET p_count LIMIT 1;
+    IF NOT found THEN
+        last_moment := p_now;
+        last_seq := 9223372036854775807;
+    END IF;
+END $$;
+
+-- Due jobs that are not plain, and those that are late. The gate is held.
+CREATE OR REPLACE FUNCTION move_others_on(p_limit integer, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    sight record;
+    j record;
+    late bigint[];
+BEGIN
+    SELECT * INTO sight FROM in_sight(5 * p_limit, p_now);
     FOR j IN
         SELECT d.seq, d.run_at FROM job d
-        WHERE d.state = 1 AND (d.run_at, d.seq) <= (last_moment, last_seq)
+        WHERE d.state = 1 AND (d.run_at, d.seq) <= (sight.last_moment, sight.last_seq)
             AND (d.key IS NOT NULL OR EXISTS (SELECT 1 FROM queue q WHERE q.name = d.queue AND q.fair))
-        ORDER BY d.run_at, d.seq LIMIT at_once FOR UPDATE OF d SKIP LOCKED
+        ORDER BY d.run_at, d.seq LIMIT p_limit FOR UPDATE OF d SKIP LOCKED
     LOOP
         PERFORM enter(j.seq, j.run_at, p_now);
     END LOOP;
     late := ARRAY(
         SELECT d.seq FROM job d WHERE d.deadline IS NOT NULL AND d.deadline <= p_now AND d.state < 4
-        ORDER BY d.deadline LIMIT at_once FOR UPDATE SKIP LOCKED
+        ORDER BY d.deadline LIMIT p_limit FOR UPDATE SKIP LOCKED
     );
     -- One after the other, where the end of one may reach the next: its child, or one that is parked behind it.
     FOR j IN

@@ -53,12 +53,17 @@ BEGIN
 END $$;
 
 -- Whether an unfinished child, be it staged still, wants the result of this job. Of many, the youngest will be the last to
--- finish.
+-- finish. Where the planner expects many children of each, a join would go through all jobs; and were the parent said to be
+-- equal, the children of all in the order of their numbers.
 CREATE OR REPLACE FUNCTION is_wanted(p_id uuid) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
 BEGIN
     RETURN EXISTS (
-        SELECT 1 FROM parent p JOIN job c ON c.seq = p.child WHERE p.parent = p_id AND c.state < 5
-        ORDER BY p.child DESC LIMIT 1
+        SELECT 1 FROM (
+            SELECT (SELECT c.state FROM job c WHERE c.seq = p.child) AS state
+            FROM parent p
+            WHERE (p.parent, p.child) >= (p_id, 0) AND (p.parent, p.child) <= (p_id, 9223372036854775807)
+            ORDER BY p.parent DESC, p.child DESC OFFSET 0
+        ) x WHERE x.state < 5
     );
 END $$;
 

@@ -199,7 +199,7 @@ BEGIN
         UPDATE job SET state = 2, attempt = attempt - 1, worker = NULL, started_at = NULL WHERE seq = p_seq;
         PERFORM count_move(j.queue, j.priority, 4::smallint, 2::smallint);
         PERFORM forget_head(j.queue, j.priority);
-        IF j.flags & 64 <> 0 THEN
+        IF j.flags & 64 <> 0 AND j.attempt = 1 THEN
             PERFORM take_back_unique(p_seq, p_now);
         END IF;
         RETURN 2;
@@ -239,7 +239,7 @@ BEGIN
     RETURN 6;
 END $$;
 
--- A job that was claimed but not started has again the unique key that it gave back at the claim, if that is free. One that a
+-- A job that was claimed but never started has again the unique key that it gave back at the claim, if that is free. One that a
 -- transaction under way is about to take is not waited for, since the gate is held: it is as good as taken.
 CREATE OR REPLACE FUNCTION take_back_unique(p_seq bigint, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE

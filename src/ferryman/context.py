@@ -12,7 +12,7 @@ import msgspec
 from ferryman.errors import ConfigError, JobDied, LeaseLost, PayloadError
 from ferryman.io.operation import Inside, Procedure, inside
 from ferryman.job import Claim, Fail, JobId, Outcome, OutcomeKind, Signal, State
-from ferryman.payload import is_reference
+from ferryman.payload import fits, is_reference
 from ferryman.store.port import Guest
 from ferryman.store.records import JobNote, ParentResult
 
@@ -174,14 +174,14 @@ class Context:
     def _stow(self, result: bytes, name: str, guest: Guest) -> Procedure[bytes]:
         """What the store shall hold of a result: the result itself while the place for large ones fails, and while nobody
         else can write; unless it is too large for that."""
-        fits = len(result) <= self._app.settings.max_payload
-        if guest.exclusive and fits:
+        is_small = fits(len(result), self._app.settings.max_payload)
+        if guest.exclusive and is_small:
             return result
         stow = self._app.payloads.stow(self._claim.id, name, result, tentative=guest.exclusive)
         try:
             return (yield from inside(guest.runner, stow) if guest.exclusive else stow)
         except Exception:
-            if not fits:
+            if not is_small:
                 raise
             return result
 

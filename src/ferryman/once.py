@@ -59,6 +59,7 @@ class OnceKey:
             raise ConfigError(
                 "the ttl and the lease of an idempotency key must be positive, and a hundred years at most"
             )
+        key = str(key)  # As it has always been taken: many a key is the number of an order.
         if problem := too_long("the idempotency key", key):
             raise ConfigError(problem)
         self._app = app
@@ -86,9 +87,10 @@ class OnceKey:
             raise
         except BaseException:
             # This thread was stopped while it wrote the note, which can be written twice, but must not be missing; inside
-            # a transaction, which is rolled back then, it may.
+            # a transaction, which is rolled back then, it may. Stopped is what it is, whatever comes of the note.
             if self._guest is None:
-                self._app.perform(self._keep(taken, value))
+                with contextlib.suppress(Exception):
+                    self._app.perform(self._keep(taken, value))
             raise
         return Once(value, duplicate=False)
 
@@ -229,6 +231,7 @@ class Window:
         return await self._app.aperform(self._first(id, using))
 
     def _first(self, id: str, using: object) -> Procedure[bool]:
+        id = str(id)
         if problem := too_long(f"in the window {self._name!r} the id", id):
             raise ConfigError(problem)
         store = self._app.store

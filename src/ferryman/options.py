@@ -71,7 +71,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which an attempt is stopped: softly by an exception, `grace` later by a kill."""
     max_memory: int | None = None
     """MiB that the job's executor may take while the job runs, before it is killed."""
-    key: str | Callable[..., str] | None = None
+    key: str | Callable[..., str | None] | None = None
     """Jobs of the same key share `room` places. A format string or a function over the arguments:
     ``"customer-{customer_id}"``. At most 1,000 bytes, as all texts here by which jobs are found."""
     room: int = 1
@@ -124,8 +124,8 @@ def new_job_template(label: str, options: Options, changed: Mapping[str, Any]) -
         ordered=options.ordered,
         after=tuple(parent.id for parent in options.after),
         on_parent_failure=options.on_parent_failure,
-        tenant=options.tenant,
-        tags=tuple(options.tags),
+        tenant=None if options.tenant is None else str(options.tenant),
+        tags=tuple(str(tag) for tag in options.tags),
     )
 
 
@@ -146,6 +146,8 @@ def _problem(options: Options) -> str | None:
     for name, seconds in durations.items():
         if seconds is not None and not 0 <= seconds <= CENTURY:
             return f"{name} must lie between 0 and {CENTURY:,.0f} seconds, a hundred years"
+    if not (options.key is None or isinstance(options.key, str) or callable(options.key)):
+        return f"key must be a text or a function, not {options.key!r}"
     texts = (("key", options.key), ("unique", _unique_key(options.unique)), ("tenant", options.tenant))
     for name, text in (*texts, *(("tag", tag) for tag in options.tags)):
         if isinstance(text, str) and (problem := too_long(name, text)):

@@ -25,7 +25,7 @@ from ferryman.job import Job, JobId, NewJob
 from ferryman.store.port import Coordination, Store
 from ferryman.store.records import Entry
 
-__all__ = ["SHARDS", "SPARE_MS", "Payloads", "Reference", "is_reference", "read_reference", "sweep"]
+__all__ = ["SHARDS", "SPARE_MS", "Payloads", "Reference", "fits", "is_reference", "read_reference", "sweep"]
 
 _TAG = b"\x0f"
 """The first byte of a reference, where other payloads have the number of their format (see `ferryman.codec`)."""
@@ -61,6 +61,12 @@ _decode = msgspec.msgpack.Decoder(Reference).decode
 def is_reference(payload: bytes | None) -> bool:
     """Whether the payload itself lies outside."""
     return payload is not None and payload[:1] == _TAG
+
+
+def fits(size: int, most: int) -> bool:
+    """Whether a payload of so many bytes is allowed where `most` are: the number of its format does not count (see
+    `ferryman.codec`)."""
+    return size - 1 <= most
 
 
 def read_reference(payload: bytes | None) -> Reference | None:
@@ -140,10 +146,9 @@ class Payloads:
         return found
 
     def _check_size(self, size: int) -> None:
-        size -= 1  # The number of the format does not count (see `ferryman.codec`).
-        if size > self._most:
+        if not fits(size, self._most):
             raise PayloadError(
-                f"{size:,} bytes are more than the {self._most:,} allowed; raise the setting blobs.max_payload"
+                f"{size - 1:,} bytes are more than the {self._most:,} allowed; raise the setting blobs.max_payload"
             )
 
 

@@ -42,7 +42,7 @@ class JobOptions(TypedDict, total=False):
     retry: Retry
     timeout: float | None
     max_memory: int | None
-    key: str | Callable[..., str] | None
+    key: str | Callable[..., str | None] | None
     room: int
     ordered: bool
     unique: bool | float | str | Unique | None
@@ -184,12 +184,13 @@ class Task(Generic[P, R]):
         if key is not None:
             arguments = self.binding.arguments(args, kwargs)
             try:
-                changes["key"] = key(**arguments) if callable(key) else key.format_map(arguments)
+                made = key(**arguments) if callable(key) else key.format_map(arguments)
+                changes["key"] = None if made is None else str(made)
             except (KeyError, IndexError, AttributeError, TypeError) as error:
                 raise BadArguments(
                     f"the key of {self.name} cannot be made from its arguments: {error!r}"
                 ) from error
-            if problem := too_long("its key", changes["key"]):
+            if changes["key"] is not None and (problem := too_long("its key", changes["key"])):
                 raise BadArguments(f"the arguments of {self.name}: {problem}")
         if self.settings.unique:
             changes["unique"] = self._unique(self.settings.unique, payload)
@@ -206,7 +207,7 @@ class Task(Generic[P, R]):
             case _:
                 unique = Unique(period=wish)
         key = unique.key or f"{self.name}:{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
-        return UniqueKey(key, None if unique.period is None else millis(unique.period), unique.until)
+        return UniqueKey(str(key), None if unique.period is None else millis(unique.period), unique.until)
 
 
 def _split(name: str, call: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:

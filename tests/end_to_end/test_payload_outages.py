@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ def hold() -> None:
     effect("start", "hold")
     wait_for_file("go")
 
-@app.task(retry=Retry(max_attempts=1))
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+@app.task(retry=Retry(max_attempts=1), timeout=0.2)
+def hog() -> None:
+    time.sleep(3600)
 
 @app.task
 def nap() -> None:
@@ -107,20 +108,46 @@ def test_a_worker_stops_at_once_though_arguments_do_not_come(harbour: Harbour, t
 
 
 @EITHER
-def test_a_death_of_the_executor_is_not_charged_to_a_job_whose_arguments_do_not_come(
+def test_a_kill_for_the_sake_of_another_job_is_not_charged_to_one_whose_arguments_do_not_come(
     harbour: Harbour, task: str
 ) -> None:
     tasks = harbour.load(TASKS)
     job = getattr(tasks, task).enqueue(os.urandom(LARGE))
     file, data = _hang(harbour, job.record().args)
-    harbour.start_worker("--executors", "1", "--concurrency", "2")
+    harbour.start_worker("--executors", "1", "--concurrency", "2", env={"FERRYMAN_WORKER_GRACE": "0.1"})
 
     with file.open("wb"):
-        die = tasks.die.enqueue()
-        wait_for(harbour.in_state(die.id, State.DEAD))
+        hog = tasks.hog.enqueue()
+        wait_for(harbour.in_state(hog.id, State.DEAD))
     with file.open("wb") as stream:
         stream.write(data)
     wait_for(harbour.in_state(job.id, State.SUCCEEDED))
 
     record = harbour.job(job.id)
     assert (record.attempt, record.deaths) == (1, 0)
+
+
+@EITHER
+def test_a_death_of_the_executor_is_charged_to_a_job_whose_arguments_may_have_been_too_large_for_it(
+    harbour: Harbour, task: str
+) -> None:
+    tasks = harbour.load(TASKS)
+    job = getattr(tasks, task).enqueue(os.urandom(LARGE))
+    file, data = _hang(harbour, job.record().args)
+    worker = harbour.start_worker("--executors", "1", "--concurrency", "2")
+
+    with file.open("wb"):
+        (executor,) = worker.executors()
+        os.kill(executor, signal.SIGKILL)
+        wait_for(lambda: harbour.job(job.id).deaths == 1)
+    with file.open("wb") as stream:
+        stream.write(data)
+    wait_for(harbour.in_state(job.id, State.SUCCEEDED))
+
+    record = harbour.job(job.id)
+    assert (record.attempt, record.deaths) == (2, 1)
+    history = harbour.run(harbour.app.store.history(job.id))
+    assert history is not None
+    (death,) = history.attempts
+    assert death.error is not None
+    assert death.error.message.startswith("its executor died while its arguments were fetched\n")

@@ -44,6 +44,46 @@ def test_a_transaction_that_is_rolled_back_in_silence_is_an_error(tmp_path: Path
     places.leave_postgres(tmp_path)
 
 
+def test_what_a_borrower_raises_is_heard_though_he_has_closed_the_connection(tmp_path: Path) -> None:
+    app = Ferryman(f"sqlite:///{tmp_path}/jobs.db")
+
+    async def borrow() -> None:
+        async with app.store.atransaction() as connection:
+            connection.close()
+            raise KeyError("his own")
+
+    def borrow_here() -> None:
+        with app.store.transaction() as connection:
+            connection.close()
+            raise KeyError("his own")
+
+    with pytest.raises(KeyError):
+        borrow_here()
+    with pytest.raises(KeyError):
+        asyncio.run(borrow())
+
+    app.close()
+
+
+def test_a_with_block_of_a_borrower_is_told_of_what_it_tried_first(tmp_path: Path) -> None:
+    app = Ferryman(f"sqlite:///{tmp_path}/jobs.db")
+
+    with (
+        pytest.raises(ConfigError, match=r"^COMMIT is not for"),
+        app.store.transaction() as connection,
+        connection,
+    ):
+        connection.execute("SELECT 1")
+    with (
+        pytest.raises(ConfigError, match=r"^ROLLBACK is not for"),
+        app.store.transaction() as connection,
+        connection,
+    ):
+        raise KeyError("his own")
+
+    app.close()
+
+
 def test_a_cancel_while_the_lock_is_waited_for_leaves_no_lock_behind(tmp_path: Path) -> None:
     app = Ferryman(f"sqlite:///{tmp_path}/jobs.db")
     app.enqueue("nobody.has.it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -165,6 +166,25 @@ def test_a_call_is_noted_though_its_thread_is_stopped_meanwhile(
     assert (again.value, again.duplicate) == ("receipt", True)
 
 
+def test_a_stop_comes_through_though_the_result_cannot_be_kept(
+    app: Ferryman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, names = MemoryRunner.run, []
+
+    def run_until_hit(runner: MemoryRunner, operation: Operation[Any]) -> Any:
+        names.append(operation.name)
+        if operation.name != "kv_put" or names.count("kv_put") != 2:
+            return run(runner, operation)
+        raise SoftTimeout
+
+    monkeypatch.setattr(MemoryRunner, "run", run_until_hit)
+    with pytest.raises(SoftTimeout):
+        app.once("k", object)
+
+    with pytest.raises(PayloadError, match="its result is lost"):
+        app.once("k", lambda: "another")
+
+
 def test_a_call_is_noted_though_its_coroutine_is_cancelled_meanwhile(
     app: Ferryman, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +285,16 @@ def test_keys_that_are_too_long_for_some_store_are_refused_by_all(app: Ferryman)
         window.first("ä" * 501)
     with pytest.raises(ConfigError, match="name of a window"):
         app.window("w" * 1_001, seconds=60)
+
+
+def test_keys_and_ids_that_are_no_text_are_taken_as_it(app: Ferryman) -> None:
+    window = app.window("w", seconds=60)
+
+    firsts = [window.first(7), window.first("7")]  # type: ignore[arg-type]
+    duplicates = [app.once(key, lambda: 1).duplicate for key in (7, "7", uuid.UUID(int=1))]  # type: ignore[arg-type]
+
+    assert firsts == [True, False]
+    assert duplicates == [False, True, False]
 
 
 def test_times_that_make_no_sense_are_refused(app: Ferryman) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from typing import Any
 
 import pytest
@@ -72,6 +73,18 @@ def test_so_is_a_key_that_is_made_from_arguments(key: Any) -> None:
         greet.enqueue("w" * 1_001)
 
 
+@pytest.mark.parametrize(("made", "key"), [(None, None), (7, "7"), (uuid.UUID(int=1), str(uuid.UUID(int=1)))])
+def test_what_a_function_gives_as_a_key_is_taken_as_text_and_none_as_no_key(
+    made: Any, key: str | None
+) -> None:
+    app = Ferryman("memory://")
+
+    @app.task(key=lambda who: made)
+    def greet(who: str) -> None: ...
+
+    assert greet.enqueue("w").record().key == key
+
+
 @pytest.mark.parametrize("attempts", [0, 2**31])
 def test_so_is_a_number_of_attempts(attempts: int) -> None:
     with pytest.raises(ValueError, match="max_attempts must lie between 1 and 2,147,483,647"):
@@ -97,3 +110,20 @@ def test_so_is_a_weight_whose_share_cannot_be_reckoned_with(weight: float) -> No
         ConfigError, match=r"'imports': the weight of 'acme' must lie between 0\.000001 and 1,000,000"
     ):
         app.queue("imports", fair=True, weights={"bolt": 1, "acme": weight})
+
+
+def test_a_key_that_is_neither_a_text_nor_a_function_is_refused() -> None:
+    with pytest.raises(ConfigError, match="key must be a text or a function, not 5"):
+        Ferryman("memory://").task(key=5)(lambda: None)  # type: ignore[call-overload]
+
+
+def test_tenants_and_tags_that_are_numbers_are_taken_as_texts() -> None:
+    app = Ferryman("memory://")
+
+    @app.task(tenant=7, tags=[8])  # type: ignore[call-overload, untyped-decorator]
+    def work() -> None: ...
+
+    (job,) = app.store.runner().run(app.store.get([work.enqueue().id]))
+
+    assert job is not None
+    assert (job.tenant, job.tags) == ("7", ("8",))

@@ -7,17 +7,20 @@ import os
 import random
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ferryman import Ferryman, Settings
 from ferryman.config import BlobSettings
 from ferryman.job import Claim, OutcomeKind
-from ferryman.payload import is_reference, read_reference
+from ferryman.payload import Reference, is_reference, read_reference
 from ferryman.worker import outside
 from ferryman.worker.frames import Kind, Track
+from ferryman.worker.runnable import runnables
 from tests.end_to_end.harness import wait_for
 
 from .supervising import InProcess, claim
@@ -56,6 +59,10 @@ def _large(app: Ferryman, track: Track) -> Claim:
     job = claim(f"{track}.size", {"data": random.Random(0).randbytes(LARGE)})
     args = app.perform(app.payloads.stow(job.id, "args", job.args))
     return claim(job.task, id=job.id, args=args)
+
+
+def _reference(size: int) -> bytes:
+    return b"\x0f" + msgspec.msgpack.encode(Reference("name", size, b"digest"))
 
 
 class Hanging:
@@ -225,6 +232,70 @@ def test_a_job_waits_whatever_keeps_its_arguments_away(
 
 
 @TRACKS
+def test_a_job_whose_arguments_do_not_come_in_time_is_put_off_and_its_place_is_usable_again(
+    url: str, monkeypatch: pytest.MonkeyPatch, track: Track
+) -> None:
+    monkeypatch.setattr(outside, "_ANSWERS_WITHIN", 0.05)
+    app = _app(url)
+    executor = InProcess(app, places=1)
+    job = _large(app, track)
+    hanging = Hanging(url, job.args)
+
+    (assignment,) = executor.assign([job], track)
+    wait_for(hanging.is_asked_for)
+    outcome = executor.outcome(assignment)
+    (after,) = executor.assign([claim(f"{track}.size", {"data": b"few"})], track)
+
+    assert (outcome.kind, outcome.delay) == (OutcomeKind.SNOOZED, 5_000)
+    assert str(outcome.reason).startswith(
+        "its arguments cannot be fetched now: there was no answer within 0.1 s"
+    )
+    assert executor.outcome(after).kind is OutcomeKind.SUCCEEDED
+    hanging.go_on()
+    executor.close()
+
+
+@TRACKS
+def test_a_place_of_a_worker_asks_for_nothing_more_while_it_has_no_answer(
+    url: str, monkeypatch: pytest.MonkeyPatch, track: Track
+) -> None:
+    monkeypatch.setattr(outside, "_ANSWERS_WITHIN", 0.05)
+    app = _app(url)
+    executor = InProcess(app, places=1)
+    first, second = _large(app, track), _large(app, track)
+    hanging, untouched = Hanging(url, first.args), Hanging(url, second.args)
+    before = set(threading.enumerate())
+    executor.assign([first], track)
+    wait_for(hanging.is_asked_for)
+    executor.outcomes(1)
+    asking = set(threading.enumerate()) - before
+
+    (meanwhile,) = executor.assign([second], track)
+    outcome = executor.outcome(meanwhile)
+    was_asked_for = untouched.is_asked_for()
+    hanging.go_on()
+    for thread in asking:
+        thread.join(10)
+    (late,) = executor.assign([_large(app, track)], track)
+
+    assert (outcome.kind, was_asked_for) == (OutcomeKind.SNOOZED, False)
+    assert "an earlier question has no answer yet" in str(outcome.reason)
+    assert executor.outcome(late).kind is OutcomeKind.SUCCEEDED
+    executor.close()
+
+
+def test_larger_arguments_are_waited_for_longer(url: str) -> None:
+    app = _app(url)
+    few, many = (claim("thread.size", args=_reference(size)) for size in (1 << 20, 100 << 20))
+    damaged, absurd = (claim("thread.size", args=args) for args in (b"\x0f", _reference(1 << 63)))
+    runnable = runnables(app)["thread.size"]
+
+    seconds = [outside.fetches_within(runnable, job) for job in (few, many, damaged, absurd)]
+
+    assert seconds == [31.0, 130.0, 30.0, 30.0 + 256.0]
+
+
+@TRACKS
 def test_a_result_goes_into_the_store_whatever_keeps_it_from_its_place(
     monkeypatch: pytest.MonkeyPatch, track: Track
 ) -> None:
@@ -254,6 +325,19 @@ def test_a_result_that_fits_nowhere_is_lost_with_the_reason(
     assert outcome.kind is OutcomeKind.DEAD
     assert outcome.error is not None
     assert "its result is lost: payloads in s3://ferry/cargo need boto3" in outcome.error.message
+    executor.close()
+
+
+@TRACKS
+def test_a_result_as_large_as_is_allowed_goes_into_the_store(
+    monkeypatch: pytest.MonkeyPatch, track: Track
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    executor = InProcess(_app("s3://ferry/cargo", max_payload=LARGE + len(b"\xc5??")), places=1)
+
+    (assignment,) = executor.assign([claim(f"{track}.make")], track)
+
+    assert executor.outcome(assignment).kind is OutcomeKind.SUCCEEDED
     executor.close()
 
 

@@ -77,6 +77,10 @@ def test_a_text_that_is_too_long_for_an_index_is_refused_at_the_enqueue_and_trou
     assert [claim.id for claim in ferry.claim()] == [fine]
 
 
+def test_a_tenant_that_is_a_number_is_no_reason_to_refuse(ferry: Ferry) -> None:
+    assert ferry.job(ferry.add(tenant=7)).tenant == "7"
+
+
 def test_a_job_of_another_store_with_such_a_text_is_not_taken_in(ferry: Ferry) -> None:
     elsewhere = ferry_on("memory://")
     elsewhere.add(key=LONG)

@@ -60,11 +60,14 @@ def test_a_job_whose_arguments_are_fetched_neither_runs_nor_was_started(
     table.start(third, 3)
 
     before = [table.has_started(track, serial) for serial in (1, 2, 3, 4)]
+    fetching = [table.is_fetching(track, serial) for serial in (1, 2, 3, 4)]
     running = [each.serial for each in table.running(track)]
     table.start(second, 2)
 
     assert before == [True, False, True, False]
+    assert fetching == [False, True, False, False]
     assert running == [3]
+    assert not table.is_fetching(track, 2)
     assert table.has_started(track, 2)
     assert [each.serial for each in table.running(track)] == [2, 3]
 

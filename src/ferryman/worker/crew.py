@@ -215,8 +215,10 @@ class Crew:
 
         `reason` says why it was killed on purpose, if not for the sake of some of its jobs (`Member.doomed`).
         Jobs that had not been started go back. Of the others, those for whose sake it was killed have
-        failed; of an executor that died by itself, each may have been the one that did it.
+        failed; of an executor that died by itself, each may have been the one that did it, also one whose arguments
+        were being fetched: they may be larger than its memory.
         """
+        died_by_itself = reason is None and not member.doomed
         outcomes: list[Outcome] = []
         for job in lost:
             claim = job.claim
@@ -225,14 +227,15 @@ class Crew:
                 outcomes.append(
                     Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, job.ran_us, reason=asked)
                 )
-            elif not job.started:
+            elif not job.started and not (job.fetching and died_by_itself):
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.RELEASED))
             elif claim.id in member.doomed:
                 outcomes.append(member.doomed[claim.id])
-            elif reason is None and not member.doomed:
+            elif died_by_itself:
+                what = "its arguments were fetched" if job.fetching else "it ran"
                 # The first line groups dead letters by cause, so the process stands in the second.
                 error = ErrorInfo(
-                    "ExecutorDied", f"its executor died while it ran\n(process {member.launched.pid})"
+                    "ExecutorDied", f"its executor died while {what}\n(process {member.launched.pid})"
                 )
                 outcomes.append(Outcome(claim.id, claim.lease, OutcomeKind.CRASHED, job.ran_us, error=error))
             else:

@@ -29,7 +29,16 @@ from ferryman.worker.judge import (
     judge_value,
 )
 from ferryman.worker.outbox import Outbox
-from ferryman.worker.outside import aside, fetch, has_large_result, is_outside, patience, stow
+from ferryman.worker.outside import (
+    Fetcher,
+    aside,
+    fetches_within,
+    has_large_result,
+    is_outside,
+    judge_late,
+    patience,
+    stow,
+)
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
@@ -73,6 +82,7 @@ class LoopTrack:
         self._runs: dict[int, _Run] = {}
         self._cancels: dict[int, Stop] = {}
         """By serial number, of jobs that have not been started."""
+        self._fetcher = Fetcher()
         self._fetching: dict[int, asyncio.Future[Claim | Outcome | None]] = {}
         """By serial number, arguments on their way from a place outside the store."""
         self._stowing: set[asyncio.Future[Outcome | None]] = set()
@@ -153,9 +163,14 @@ class LoopTrack:
             self._settle(slot, judge_cancelled(claim, stop.reason))
             return
         self._table.fetch(slot, assignment.serial)
-        fetching = self._aside(functools.partial(fetch, self._tasks[claim.task], claim))
+        runnable = self._tasks[claim.task]
+        seconds = fetches_within(runnable, claim)
+        fetching: asyncio.Future[Claim | Outcome | None] = self._loop.create_future()
         self._fetching[assignment.serial] = fetching
+        late = self._loop.call_later(seconds, _answer, fetching, judge_late(claim, seconds))
+        fetching.add_done_callback(lambda _: late.cancel())
         fetching.add_done_callback(lambda done: self._fetched(assignment, slot, done.result()))
+        self._fetcher.ask(slot, runnable, claim, lambda answer: self._call(_answer, fetching, answer))
 
     def _fetched(self, assignment: Assignment, slot: int, fetched: Claim | Outcome | None) -> None:
         """The claim with its arguments, or what becomes of the job without; None if it was called away."""

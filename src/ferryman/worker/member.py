@@ -79,6 +79,8 @@ class Casualty(NamedTuple):
 
     claim: Claim
     started: bool
+    fetching: bool
+    """Not started: its arguments were on their way."""
     ran_us: int
 
 
@@ -219,8 +221,14 @@ class Member:
     def casualties(self) -> list[Casualty]:
         """What it had when it was lost: readable until `launched` is closed."""
         ran = {held.claim.id: elapsed for held, elapsed in self.running()}
+        is_fetching = self.launched.table.is_fetching
         return [
-            Casualty(held.claim, self.has_started(held), int(ran.get(held.claim.id, 0) * 1_000_000))
+            Casualty(
+                held.claim,
+                self.has_started(held),
+                is_fetching(held.track, held.serial),
+                int(ran.get(held.claim.id, 0) * 1_000_000),
+            )
             for held in self.jobs.values()
         ]
 

@@ -14,11 +14,26 @@ import msgspec
 
 from ferryman.errors import FerrymanError, PayloadError
 from ferryman.job import Claim, Outcome, OutcomeKind
-from ferryman.payload import is_reference
+from ferryman.payload import fits, is_reference, read_reference
 from ferryman.worker.judge import describe, judge_put_off, judge_undecodable
 from ferryman.worker.runnable import Runnable
 
-__all__ = ["aside", "fetch", "has_large_result", "is_outside", "patience", "stow"]
+__all__ = [
+    "Fetcher",
+    "aside",
+    "fetches_within",
+    "has_large_result",
+    "is_outside",
+    "judge_late",
+    "patience",
+    "stow",
+]
+
+_ANSWERS_WITHIN = 30.0
+"""Seconds until a job whose arguments do not come is put off, and its place free for others..."""
+
+_SLOWEST = 1 << 20
+"""... and one more for so many bytes of them, so that large ones come through thin lines."""
 
 _PATIENCE = 10.0
 """Seconds until a result that the store can take is not kept from it any longer."""
@@ -45,17 +60,67 @@ def is_outside(claim: Claim) -> bool:
     return is_reference(claim.args)
 
 
-def fetch(runnable: Runnable, claim: Claim) -> Claim | Outcome:
-    """The claim with the arguments themselves, or the outcome if they cannot be had: the job is dead if they are gone,
-    and waits whatever else keeps them away."""
+class Fetcher:
+    """Fetches arguments for the places of one track. Thread-safe.
+
+    What hangs may never let go of the thread that asks it, and when it does, each such thread holds a payload. So there
+    are no more of them than places: while one that a place has asked for has not come, its next job is put off at once.
+    """
+
+    __slots__ = ("_asked",)
+
+    def __init__(self) -> None:
+        self._asked: set[int] = set()
+        """The slots of places whose question has no answer yet, whether somebody still waits for it or not."""
+
+    def ask(
+        self, slot: int, runnable: Runnable, claim: Claim, answer: Callable[[Claim | Outcome], object]
+    ) -> None:
+        """Hand over the claim with the arguments themselves, or the outcome if they cannot be had: the job is dead if
+        they are gone, and waits whatever else keeps them away."""
+        if slot in self._asked:
+            answer(_put_off(claim, "an earlier question has no answer yet"))
+            return
+        self._asked.add(slot)
+
+        def fetch() -> Claim | Outcome:
+            try:
+                return _fetch(runnable, claim)
+            finally:
+                # Ahead of the answer: whoever has that may ask again.
+                self._asked.discard(slot)
+
+        aside(fetch, answer)
+
+
+def fetches_within(runnable: Runnable, claim: Claim) -> float:
+    """Seconds to wait for a `Fetcher`."""
+    try:
+        reference = read_reference(claim.args)
+    except PayloadError:
+        return _ANSWERS_WITHIN
+    size = 0 if reference is None else min(max(reference.size, 0), runnable.app.settings.most_bytes)
+    return _ANSWERS_WITHIN + size / _SLOWEST
+
+
+def judge_late(claim: Claim, seconds: float) -> Outcome:
+    """The outcome of a job whose arguments have not come in that time."""
+    return _put_off(claim, f"there was no answer within {seconds:.1f} s")
+
+
+def _fetch(runnable: Runnable, claim: Claim) -> Claim | Outcome:
     app = runnable.app
     try:
         args = app.perform(app.payloads.fetch(claim.args))
     except PayloadError as error:
         return judge_undecodable(claim, error)
     except BaseException as error:
-        return judge_put_off(claim, f"its arguments cannot be fetched now: {_text(error)}")
+        return _put_off(claim, _text(error))
     return msgspec.structs.replace(claim, args=args)
+
+
+def _put_off(claim: Claim, problem: str) -> Outcome:
+    return judge_put_off(claim, f"its arguments cannot be fetched now: {problem}")
 
 
 def has_large_result(runnable: Runnable, outcome: Outcome) -> bool:
@@ -84,7 +149,7 @@ def patience(runnable: Runnable, outcome: Outcome) -> float | None:
 
 
 def _fits_into_the_store(runnable: Runnable, outcome: Outcome) -> bool:
-    return outcome.result is not None and len(outcome.result) <= runnable.app.settings.max_payload
+    return outcome.result is not None and fits(len(outcome.result), runnable.app.settings.max_payload)
 
 
 def _text(error: BaseException) -> str:

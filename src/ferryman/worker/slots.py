@@ -97,6 +97,12 @@ class SlotTable:
             return False
         return (serial, _FETCHING) not in zip(words[::2], words[1::2], strict=True)
 
+    def is_fetching(self, track: Track, serial: int) -> bool:
+        """Whether the arguments of a job of a track are on their way, or were when the executor was killed."""
+        first = self._first(track)
+        words = self._words[first : first + 2 * self.places].tolist()
+        return (serial, _FETCHING) in zip(words[::2], words[1::2], strict=True)
+
     def running(self, track: Track) -> list[Running]:
         """What runs on a track at this moment, or ran when the executor was killed."""
         first = self._first(track)

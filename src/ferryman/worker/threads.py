@@ -44,7 +44,16 @@ from ferryman.worker.judge import (
     judge_value,
 )
 from ferryman.worker.outbox import Outbox
-from ferryman.worker.outside import aside, fetch, has_large_result, is_outside, patience, stow
+from ferryman.worker.outside import (
+    Fetcher,
+    aside,
+    fetches_within,
+    has_large_result,
+    is_outside,
+    judge_late,
+    patience,
+    stow,
+)
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
 
@@ -100,6 +109,7 @@ class ThreadTrack:
         self._on_end = on_end
         self._inbox: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._places = [_Place(slot) for slot in range(table.places)]
+        self._fetcher = Fetcher()
         self._cancels: dict[int, Stop] = {}
         """By serial number, until the job has ended."""
         self._ends = False
@@ -240,8 +250,12 @@ class ThreadTrack:
         if self._ends or serial in self._cancels:
             answers.put(None)
         else:
-            aside(functools.partial(fetch, runnable, claim), answers.put)
-        fetched = answers.get()
+            self._fetcher.ask(place.slot, runnable, claim, answers.put)
+        seconds = fetches_within(runnable, claim)
+        try:
+            fetched = answers.get(timeout=seconds)
+        except queue.Empty:
+            fetched = judge_late(claim, seconds)
         place.fetching = None
         if isinstance(fetched, Claim):
             return fetched

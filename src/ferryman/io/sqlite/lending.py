@@ -99,10 +99,13 @@ def _kept_open(connection: sqlite3.Connection) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if refused and getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_AUTH:
-            raise _not_yours(refused[-1]) from error
+            # The first one: a `with` block that cannot commit rolls back next.
+            raise _not_yours(refused[0]) from error
         raise
     finally:
-        connection.set_authorizer(None)
+        # Of a connection that its borrower has closed, what he raised is to be heard, not this.
+        with contextlib.suppress(sqlite3.ProgrammingError):
+            connection.set_authorizer(None)
 
 
 def _not_yours(statement: str | None) -> ConfigError:

@@ -23,6 +23,9 @@ __all__ = ["Server", "answers", "free_port", "modest_user", "new_folder"]
 PATIENCE = 30.0
 """Seconds for a start or a stop, on a machine that is very busy."""
 
+_STILL_ENDING = "Terminate any old server processes"
+"""What PostgreSQL says of what is left of the server before."""
+
 
 class Server:
     """A server of our own on the loopback. Its folder goes when it is closed, or when this process dies."""
@@ -64,8 +67,21 @@ class Server:
         """Start it, again perhaps, and wait until it serves. Options are for this start and later ones."""
         assert self._process is None, "the server runs already"
         self.options.update(options)
+        give_up = time.monotonic() + PATIENCE
+        process = self._launch()
+        while not self._ready(self):
+            code = process.poll()
+            if code is not None and _STILL_ENDING in self.log[-500:] and time.monotonic() < give_up:
+                # A process that it was just about to fork when it was killed.
+                time.sleep(0.05)
+                process = self._launch()
+            elif code is not None or time.monotonic() > give_up:
+                raise AssertionError(f"the server does not start (exit code {code}):\n{self.log[-3_000:]}")
+            time.sleep(0.01)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 self._command(self.options),
                 cwd=self.folder,
                 env={**os.environ, "LC_ALL": "C"},
@@ -77,13 +93,8 @@ class Server:
                 group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
                 extra_groups=None if self._user is None else [],
             )
-        self._lifeline.watch(self._process.pid)
-        give_up = time.monotonic() + PATIENCE
-        while not self._ready(self):
-            code = self._process.poll()
-            if code is not None or time.monotonic() > give_up:
-                raise AssertionError(f"the server does not start (exit code {code}):\n{self.log[-3_000:]}")
-            time.sleep(0.01)
+        self._lifeline.watch(process.pid)
+        return process
 
     def stop(self) -> None:
         """Tell it to stop, and wait until it has; clients are disconnected."""

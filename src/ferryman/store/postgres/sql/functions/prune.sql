@@ -86,6 +86,8 @@ DECLARE
     f record;
     wanted integer := 0;
     reached bigint;
+    found_seqs bigint[] := '{}';
+    found_overs bigint[] := '{}';
     bound bigint := CASE WHEN p_excess > 0 THEN 9223372036854775807 ELSE p_before END;
 BEGIN
     seqs := '{}';
@@ -110,25 +112,30 @@ BEGIN
             ORDER BY over
         ) ORDER BY over
     LOOP
-        EXIT WHEN f.over >= p_before AND cardinality(seqs) >= p_excess;
-        -- The mark stands between moments: those that were over at the same one are passed together.
-        IF f.over > reached AND wanted >= many THEN
-            more := true;
-            EXIT;
+        -- Those that were over at the same moment are looked at together, unless they are very many: the first that arrived
+        -- go first, and the mark stands between moments.
+        IF f.over > reached OR cardinality(found_seqs) >= p_limit + many THEN
+            EXIT WHEN f.over >= p_before AND cardinality(found_seqs) >= p_excess;
+            more := wanted >= many OR cardinality(found_seqs) >= p_limit;
+            EXIT WHEN more;
         END IF;
         reached := f.over;
         IF is_wanted(f.id) THEN
             wanted := wanted + 1;
-            CONTINUE;
-        END IF;
-        seqs := seqs || f.seq;
-        overs := overs || f.over;
-        IF cardinality(seqs) >= p_limit THEN
-            more := true;
-            reached := f.over - 1;
-            EXIT;
+        ELSE
+            found_seqs := found_seqs || f.seq;
+            found_overs := found_overs || f.over;
         END IF;
     END LOOP;
+    SELECT coalesce(array_agg(c.seq ORDER BY c.place), '{}'), coalesce(array_agg(c.over ORDER BY c.place), '{}')
+    INTO seqs, overs FROM (
+        SELECT x.seq, x.over, row_number() OVER (ORDER BY x.over, x.seq) AS place
+        FROM unnest(found_seqs, found_overs) x(seq, over)
+    ) c WHERE c.place <= p_limit AND (c.over < p_before OR c.place <= p_excess);
+    IF cardinality(seqs) < cardinality(found_seqs) THEN
+        more := more OR cardinality(seqs) >= p_limit;
+        reached := found_overs[cardinality(seqs) + 1] - 1;
+    END IF;
     IF mark.state IS NOT NULL OR wanted > few THEN
         INSERT INTO prune_mark AS m (state, over, until)
         VALUES (p_state, reached, CASE WHEN more THEN NULL ELSE p_now + 60000 END)

@@ -6,7 +6,6 @@ Both are entries of the store's key-value table, written by compare-and-set, so 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import secrets
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
+from ferryman.io.finishing import finish
 from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
 from ferryman.options import too_long
 from ferryman.store.records import Entry
@@ -112,17 +112,7 @@ class OnceKey:
         """`_keep`. Once begun, it comes to its end, also if it is cancelled; inside a transaction, which is rolled back
         then, it need not."""
         keeping = self._app.aperform(self._inside(self._keep(taken, value)))
-        if self._guest is not None:
-            return await keeping
-        doing = asyncio.ensure_future(keeping)
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait([doing])
-            # Cancelled is what it is, whatever came of the note.
-            if not doing.cancelled():
-                doing.exception()
-            raise
+        await (keeping if self._guest is not None else finish(keeping))
 
     def _inside(self, procedure: Procedure[R]) -> Procedure[R]:
         return procedure if self._guest is None else inside(self._guest.runner, procedure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,7 +121,9 @@ def test_what_could_not_be_said_while_the_store_was_away_is_said_before_the_end(
 ) -> None:
     ferry.add_many(1_000)
     claims = ferry.claim(1_000)
-    desk.runner = _Stuttering(desk.runner)
+    calls = itertools.count()
+    away = StoreUnavailable("away at every second call")
+    desk.runner = _Failing(desk.runner, lambda _: None if next(calls) % 2 else away)
     desk.unsaid.outcomes += [_success(claim) for claim in claims]
 
     assert desk.say_the_rest(time.monotonic() + 30)
@@ -128,44 +131,22 @@ def test_what_could_not_be_said_while_the_store_was_away_is_said_before_the_end(
     assert {ferry.state(claim.id) for claim in claims} == {State.SUCCEEDED}
 
 
-class _Stuttering:
-    """A runner whose store is away at every second call."""
+class _Failing:
+    """A runner whose store fails when `fails` has an error for these operations."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(
+        self, runner: Runner, fails: Callable[[Sequence[Operation[Any]]], StoreError | None]
+    ) -> None:
         self._runner = runner
-        self._calls = 0
+        self._fails = fails
 
     def run(self, operation: Operation[Any]) -> Any:
         (answer,) = self.run_all([operation])
         return answer
 
     def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
-        self._calls += 1
-        if self._calls % 2:
-            raise StoreUnavailable("away for a moment")
-        return list(self._runner.run_all(operations))
-
-    def wait(self, seconds: float) -> None:
-        self._runner.wait(seconds)
-
-    def close(self) -> None:
-        self._runner.close()
-
-
-class _Refusing:
-    """A runner whose store lacks the right to settle."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.is_granted = False
-
-    def run(self, operation: Operation[Any]) -> Any:
-        (answer,) = self.run_all([operation])
-        return answer
-
-    def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
-        if not self.is_granted and "settle" in [operation.name for operation in operations]:
-            raise StoreError("permission denied")
+        if (error := self._fails(operations)) is not None:
+            raise error
         return list(self._runner.run_all(operations))
 
     def wait(self, seconds: float) -> None:
@@ -181,7 +162,10 @@ def test_a_store_that_refuses_how_any_job_ends_is_given_no_more_to_run_and_loses
 ) -> None:
     ferry.add_many(100)
     claims = ferry.claim(3)
-    desk.runner = runner = _Refusing(desk.runner)
+    denied: StoreError | None = StoreError("permission denied")
+    desk.runner = _Failing(
+        desk.runner, lambda asked: denied if "settle" in [operation.name for operation in asked] else None
+    )
     desk.unsaid.outcomes += [_success(claim) for claim in claims]
     desk.turn(0)
 
@@ -191,7 +175,7 @@ def test_a_store_that_refuses_how_any_job_ends_is_given_no_more_to_run_and_loses
         desk.unsaid.outcomes += [_success(claim) for claim in taken]
 
     assert [job.state for job in ferry.jobs()].count(State.READY) == 97
-    runner.is_granted = True
+    denied = None
     assert desk.say_the_rest(time.monotonic() + 30)
     assert {ferry.state(claim.id) for claim in claims} == {State.SUCCEEDED}
 

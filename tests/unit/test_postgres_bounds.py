@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,26 +18,12 @@ from ferryman.job import UniqueKey
 from ferryman.store.open import open_store
 from ferryman.store.records import QueueSettings
 from tests.conformance.driver import Ferry, new_job
-from tests.services import places
 from tests.services.proxy import Proxy, proxy
 from tests.services.shared import postgres_url
 from tests.unit.test_postgres_settings import ferry_on
 
 LONG = secrets.token_hex(4_000)
 """Too long for an index however well it is compressed."""
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    yield places.postgres(tmp_path)
-    places.leave_postgres(tmp_path)
-
-
-@pytest.fixture
-def admin(url: str) -> Iterator[psycopg.Connection[Any]]:
-    server, _, schema = url.partition("?schema=")
-    with psycopg.connect(server, autocommit=True, options=f"-c search_path={schema}") as connection:
-        yield connection
 
 
 @pytest.fixture

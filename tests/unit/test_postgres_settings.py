@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -18,7 +16,6 @@ from ferryman.store.open import open_store
 from ferryman.store.port import Store
 from ferryman.store.records import Take
 from tests.conformance.driver import W1, Ferry
-from tests.services import places
 from tests.unit.postgres_bench import until
 
 
@@ -30,19 +27,6 @@ def under(url: str, setting: str, value: str) -> str:
 def ferry_on(url: str) -> Ferry:
     clock = ManualClock()
     return Ferry(open_store(url, clock), clock, lambda: open_store(url, clock))
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    yield places.postgres(tmp_path)
-    places.leave_postgres(tmp_path)
-
-
-@pytest.fixture
-def admin(url: str) -> Iterator[psycopg.Connection[Any]]:
-    server, _, schema = url.partition("?schema=")
-    with psycopg.connect(server, autocommit=True, options=f"-c search_path={schema}") as connection:
-        yield connection
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,21 +12,7 @@ from psycopg import sql
 
 from ferryman.store.open import open_store
 from ferryman.store.port import Store
-from tests.services import places
 from tests.unit.postgres_bench import until
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    yield places.postgres(tmp_path)
-    places.leave_postgres(tmp_path)
-
-
-@pytest.fixture
-def admin(url: str) -> Iterator[psycopg.Connection[Any]]:
-    server, _, schema = url.partition("?schema=")
-    with psycopg.connect(server, autocommit=True, options=f"-c search_path={schema}") as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 
 from ferryman.errors import ConfigError
+from ferryman.io.finishing import finish
 from ferryman.io.sqlite.failures import BUSY_MS, raise_mapped
 
 __all__ = ["Lender"]
@@ -71,15 +72,7 @@ class Lender:
     async def _ado(self, connection: sqlite3.Connection, command: str) -> None:
         """Once begun, this comes to its end, also if it is cancelled: a connection that another thread is at cannot be
         closed, and whether it was committed would be left to chance."""
-        doing = asyncio.ensure_future(asyncio.to_thread(self._do, connection, command))
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            await asyncio.wait([doing])
-            # Cancelled is what it is, whatever came of the command.
-            if not doing.cancelled():
-                doing.exception()
-            raise
+        await finish(asyncio.to_thread(self._do, connection, command))
 
 
 @contextlib.contextmanager

@@ -192,6 +192,7 @@ class Desk:
                 try:
                     self._say(part)
                     self._accepted += len(part.outcomes)
+                    self._doubts.pop(part.what, None)
                 except StoreError as error:
                     if type(error) is not StoreError:
                         raise

@@ -41,8 +41,8 @@ BEGIN
     END IF;
     -- Held until the commit, so that whoever takes this worker for dead sees all that it has leased.
     PERFORM pg_advisory_xact_lock_shared(worker_lock(p_worker)), locking();
-    -- As `find_worker` and `move_on` look, in one statement: a job waits for this, and each costs a server that has slept
-    -- some hundredths of a ms.
+    -- As `find_worker` looks, and whether `move_on` is to be called, in one statement: a job waits for this, and each costs
+    -- a server that has slept some hundredths of a ms.
     SELECT
         x.id, x.queues, x.listens,
         EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= now_)
@@ -251,24 +251,14 @@ END $$;
 -- -- what time brings ----------------------------------------------------------------------------
 
 -- Due plain jobs are promoted by whoever comes. The rest needs the gate: if somebody else has it, they are at it, or will be
--- (`admit_new`). A thousand of each at most, so that no transaction takes long.
+-- (`admit_new`). A thousand of each at most, so that no transaction takes long. Called when there is something to do.
 CREATE OR REPLACE FUNCTION move_on(p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     at_once constant integer := 1000;
-    is_due boolean;
-    is_more boolean;
     last_moment bigint;
     last_seq bigint;
 BEGIN
-    SELECT
-        EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now),
-        EXISTS (SELECT 1 FROM job WHERE state = 0 AND flags & 512 <> 0)
-        OR EXISTS (SELECT 1 FROM job WHERE deadline IS NOT NULL AND deadline <= p_now AND state < 4)
-    INTO is_due, is_more;
-    IF NOT is_due AND NOT is_more THEN
-        RETURN;
-    END IF;
-    IF is_due THEN
+    IF EXISTS (SELECT 1 FROM job WHERE state = 1 AND run_at <= p_now) THEN
         SELECT * INTO last_moment, last_seq FROM in_sight(5 * at_once, p_now);
         WITH due AS (
             UPDATE job SET state = 2, tag = 0 WHERE ctid = ANY (ARRAY(

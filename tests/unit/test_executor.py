@@ -19,9 +19,10 @@ from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.job import Claim, Outcome, OutcomeKind, Snooze
 from ferryman.policy.retry import Retry
 from ferryman.store.records import JobNote
-from ferryman.worker import outbox, threads
+from ferryman.worker import outbox, stopping
 from ferryman.worker.frames import Kind, Track, encode_batch
 from ferryman.worker.judge import Stop
+from ferryman.worker.stopping import stop_job
 
 from .supervising import PATIENCE, InProcess, claim
 
@@ -439,7 +440,7 @@ def test_a_stop_that_looks_too_late_spares_the_next_job() -> None:
     (running,) = executor.assign([claim("pass_gate", {"gate": "open"})])
     executor.notes(1)
 
-    threads._stop(place, ended, Stop(SoftTimeout))
+    stop_job(place, ended, Stop(SoftTimeout))
     gates["open"].set()
 
     assert executor.outcome(running).kind is OutcomeKind.SUCCEEDED
@@ -459,7 +460,7 @@ def test_a_stop_that_arrives_after_the_tasks_end_changes_nothing() -> None:
         gates["open"].set()
         while place.job is not None:
             threading.Event().wait(0.001)
-        threads._raise_in(place.thread, SoftTimeout)
+        stopping._raise_in(place.thread, SoftTimeout)
 
     assert executor.outcome(running).kind is OutcomeKind.SUCCEEDED
     assert executor.run("mark").kind is OutcomeKind.SUCCEEDED
@@ -565,6 +566,27 @@ def test_a_ping_is_answered_while_every_place_is_taken(executor: InProcess) -> N
     executor.send(Kind.PING, 17)
 
     assert executor.frame(Kind.PONG).body == 17
+
+
+def test_in_whatever_bursts_jobs_come_every_place_is_taken_and_somebody_listens() -> None:
+    executor = InProcess(app, places=3)
+    dice = random.Random(7)
+    for number in range(150):
+        gate("open")
+        burst = dice.randrange(1, 7)
+        early = dice.randrange(burst + 1)
+        executor.assign([claim("pass_gate", {"gate": "open"}) for _ in range(early)])
+        executor.assign([claim("pass_gate", {"gate": "open"}) for _ in range(burst - early)])
+
+        executor.notes(min(3, burst))
+        executor.send(Kind.PING, number)
+        assert executor.frame(Kind.PONG).body == number
+        assert len(executor.table.running("thread")) == min(3, burst)
+
+        gates["open"].set()
+        assert len({outcome.id for outcome in executor.outcomes(burst)}) == burst
+        executor.notes(burst - min(3, burst))
+    executor.close()
 
 
 def test_a_drained_executor_gives_back_finishes_and_says_goodbye(executor: InProcess) -> None:

@@ -12,7 +12,7 @@ class Bell:
     """Thread-safe. One ring is remembered until somebody waits; more are not counted.
 
     A bare lock, unlike `threading.Event`: ringing takes no other lock inside, so an exception that is raised in
-    the ringing thread from outside (see `ferryman.worker.threads`) cannot leave one behind.
+    the ringing thread from outside (see `ferryman.worker.stopping`) cannot leave one behind.
     """
 
     __slots__ = ("_lock",)

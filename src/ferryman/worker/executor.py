@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from ferryman.app import App
@@ -57,7 +58,9 @@ class Executor:
         )
         self._outbox = Outbox(sock)
         tasks = runnables(app)
-        self._threads = ThreadTrack(tasks, label or repr(app), self._outbox, table, self._track_ended)
+        self._threads = ThreadTrack(
+            tasks, label or repr(app), self._outbox, table, self._listen, self._track_ended
+        )
         self._loop: LoopTrack | None = None
         self._loop_tasks = {name for name, runnable in tasks.items() if runnable.track == "loop"}
         if self._loop_tasks:
@@ -67,9 +70,12 @@ class Executor:
         self._tracks = 1 if self._loop is None else 2
         self._tracks_lock = threading.Lock()
         self._drains = False
+        self._reader = FrameReader()
+        self._all_said: Future[None] = Future()
+        """Done when nothing more will be heard."""
 
     def run(self) -> bool:
-        """Serve in this thread. True once drained, False if the supervisor is gone.
+        """Serve until told to end. True once drained, False if the supervisor is gone.
 
         In the latter case running jobs were told to stop, but may not have: their leases will be taken over,
         so a process that is only an executor should end at once.
@@ -79,19 +85,28 @@ class Executor:
         self._threads.start()
         if self._loop is not None:
             self._loop.start()
-        reader = FrameReader()
-        try:
-            while data := self._sock.recv(_READ_BYTES):
-                for kind, body in reader.feed(data):
-                    self._obey(kind, body)
-        except FrameError as error:
-            log.critical("the executor stops: %s", error)
-        except OSError:
-            pass  # The supervisor is gone, as if it had closed the socket.
+        self._all_said.result()
         with self._tracks_lock:
             if self._tracks == 0:
                 return True
         self._abandon()
+        return False
+
+    def _listen(self) -> bool:
+        """Wait for what the supervisor says next, and obey it. False if it will say nothing more."""
+        try:
+            if data := self._sock.recv(_READ_BYTES):
+                for kind, body in self._reader.feed(data):
+                    self._obey(kind, body)
+                return True
+        except FrameError as error:
+            log.critical("the executor stops: %s", error)
+        except OSError:
+            pass  # The supervisor is gone, as if it had closed the socket.
+        except BaseException as error:
+            self._all_said.set_exception(error)
+            return False
+        self._all_said.set_result(None)
         return False
 
     def _obey(self, kind: Kind, body: object) -> None:
@@ -152,7 +167,7 @@ class Executor:
         self._outbox.post(Kind.BYE)
         self._outbox.close()
         with contextlib.suppress(OSError):
-            # Wakes the reader: it sees the end of the stream.
+            # Wakes who leads: that thread sees the end of the stream.
             self._sock.shutdown(socket.SHUT_RD)
 
     def _abandon(self) -> None:

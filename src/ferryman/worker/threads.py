@@ -1,38 +1,30 @@
-"""The track of ``def`` tasks: threads that take jobs in order from one queue.
+"""The track of ``def`` tasks: threads that take jobs in order from one queue, and of which one listens for all.
 
-Stopping a thread's job
------------------------
-A job is stopped by an exception that CPython raises in its thread between two steps of Python code
-(``PyThreadState_SetAsyncExc``). It must never hit the thread's next job, nor this file's own loop, and the many
-jobs that nobody stops must not pay for it with a lock. So:
-
-* `_Place.job` is set while a job may be hit. Who wants to stop it takes the place's lock, announces the
-  stop in `_Place.stop`, and only then looks whether the job is still there; if not, the announcement is withdrawn.
-* At the job's end its thread first clears `_Place.job` and then looks for an announcement. Whatever the
-  order in which the two meet, one of them sees the other. If there is an announcement, the thread waits for
-  the lock, after which the exception has been raised in it, or waits to be raised, or never will be; one that
-  waits is withdrawn by raising None in its place.
-* Each job is hit once at most. So the exception may arrive anywhere up to that point, even in this file's own
-  handlers; there it is caught once more by an outer handler, after which nothing can come.
+Who listens
+-----------
+A thread that is woken costs a job as much time as all else in its executor. So no thread is there to listen alone; they
+take turns, as leader and followers (Schmidt, O'Ryan, Kircher and Pyarali, 2000). The leader waits for what the
+supervisor says. If it is a job, and there are threads for all that are not done, the leader calls a follower to lead,
+and runs the job itself. There is one thread more than places: whatever the others run, one listens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import ctypes
+import enum
 import functools
-import math
 import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from ferryman.context import Cancelled, Context, SoftTimeout, Stopped
+from ferryman.context import Cancelled, Context, Stopped
 from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
-from ferryman.worker.bell import Bell
 from ferryman.worker.frames import Assignment, Kind, Returned
 from ferryman.worker.judge import (
     Stop,
@@ -56,6 +48,7 @@ from ferryman.worker.outside import (
 )
 from ferryman.worker.runnable import Runnable, read_overrides
 from ferryman.worker.slots import SlotTable
+from ferryman.worker.stopping import Fetching, Place, Timekeeper, disarm, stop_job
 
 __all__ = ["ThreadTrack"]
 
@@ -63,35 +56,15 @@ _MAX_CANCELS = 10_000
 _NOTHING = object()
 
 
-class _Place:
-    """What one thread is at. Written by the thread, save `stop`, which belongs to who holds `lock`."""
+class _Call(enum.Enum):
+    """What a thread may find in the queue in place of a job."""
 
-    __slots__ = ("cancelled", "deadline", "fetching", "job", "lock", "slot", "stop", "thread")
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.thread = 0
-        self.lock = threading.Lock()
-        self.job: Assignment | None = None
-        """The job that may be hit now."""
-        self.stop: Stop | None = None
-        """Set: the job is about to be hit, or was."""
-        self.deadline: tuple[float, Assignment] | None = None
-        """When the job's soft timeout passes, by `time.monotonic`."""
-        self.cancelled: threading.Event | None = None
-        """What the job's context shows."""
-        self.fetching: _Fetching | None = None
-        """The job whose arguments it waits for."""
-
-
-class _Fetching(NamedTuple):
-    serial: int
-    answers: queue.SimpleQueue[Claim | Outcome | None]
-    """The first one counts; None calls the thread away."""
+    LEAD = enum.auto()
+    END = enum.auto()
 
 
 class ThreadTrack:
-    """Thread-safe, except that only one thread, the reader, may feed and recall."""
+    """Its methods are for who leads, from inside `listen`; and for anybody once `listen` has answered False."""
 
     def __init__(
         self,
@@ -99,42 +72,51 @@ class ThreadTrack:
         app: str,
         outbox: Outbox,
         table: SlotTable,
+        listen: Callable[[], bool],
         on_end: Callable[[], None],
     ) -> None:
-        """`app` is how the app is called in messages; `on_end` is called once, after `finish`."""
+        """`app` is how the app is called in messages. `listen` waits for what is said next, and obeys it; once it has
+        answered False it is not called again. `on_end` is called once, after `finish`."""
         self._tasks = tasks
         self._app = app
         self._outbox = outbox
         self._table = table
+        self._listen = listen
         self._on_end = on_end
-        self._inbox: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
-        self._places = [_Place(slot) for slot in range(table.places)]
+        self._inbox: queue.SimpleQueue[Assignment | _Call] = queue.SimpleQueue()
+        self._heard: list[Assignment] = []
+        """By the leader, just now, and not put into the queue yet."""
+        self._places = [Place(slot) for slot in range(table.places)]
+        self._free = deque(self._places)
+        self._given = 0
+        """Jobs that went to threads or into the queue; those that were recalled are not counted."""
+        self._done = [0] * (table.places + 1)
+        """How many of them each thread has had done."""
         self._fetcher = Fetcher()
         self._cancels: dict[int, Stop] = {}
         """By serial number, until the job has ended."""
         self._ends = False
         self._left = table.places
         self._left_lock = threading.Lock()
-        self._timekeeper = _Timekeeper(self._places)
+        self._timekeeper = Timekeeper(self._places)
 
     def start(self) -> None:
         """Start the threads. Their stacks have the usual size: C code that recurses needs it, and what is
         never touched takes no memory."""
         self._timekeeper.start()
-        for place in self._places:
-            name = f"ferryman-{place.slot}"
-            threading.Thread(target=self._serve, args=(place,), name=name, daemon=True).start()
+        self._inbox.put(_Call.LEAD)
+        for number in range(len(self._done)):
+            name = f"ferryman-{number}"
+            threading.Thread(target=self._serve, args=(number,), name=name, daemon=True).start()
 
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order."""
-        put = self._inbox.put
-        for assignment in assignments:
-            put(assignment)
+        self._heard += assignments
 
     def recall(self) -> list[Assignment]:
         """Take back what no thread has taken. Jobs among them that were cancelled are settled."""
         recalled: list[Assignment] = []
-        while (assignment := self._take()) is not None:
+        for assignment in self._take_back():
             stop = self._cancels.pop(assignment.serial, None)
             if stop is None:
                 recalled.append(assignment)
@@ -145,12 +127,12 @@ class ThreadTrack:
     def cancel(self, serial: int, reason: str | None) -> None:
         """Stop a job, or keep it from being started. One that has ended is not disturbed."""
         stop = Stop(Cancelled, reason)
-        # Told before looking: its thread sets `_Place.job` before it looks here.
+        # Told before looking: its thread sets `Place.job` before it looks here.
         self._cancels[serial] = stop
         for place in self._places:
             job = place.job
             if job is not None and job.serial == serial:
-                _stop(place, job, stop)
+                stop_job(place, job, stop)
             fetching = place.fetching
             if fetching is not None and fetching.serial == serial:
                 fetching.answers.put(None)
@@ -159,12 +141,12 @@ class ThreadTrack:
             self._cancels.pop(next(iter(self._cancels)))
 
     def finish(self) -> None:
-        """End each thread after its current job; the queue must be empty, so recall first. Jobs whose arguments are
-        being fetched are given back."""
+        """End each thread but the leader after its current job; the queue must be empty, so recall first. Jobs whose
+        arguments are being fetched are given back."""
         # Told before looking, as in `cancel`.
         self._ends = True
         for place in self._places:
-            self._inbox.put(None)
+            self._inbox.put(_Call.END)
             if (fetching := place.fetching) is not None:
                 fetching.answers.put(None)
 
@@ -174,27 +156,60 @@ class ThreadTrack:
         self.finish()
         for place in self._places:
             if (job := place.job) is not None:
-                _stop(place, job, Stop(Cancelled, reason))
+                stop_job(place, job, Stop(Cancelled, reason))
 
-    def _take(self) -> Assignment | None:
-        try:
-            return self._inbox.get_nowait()
-        except queue.Empty:
-            return None
+    def _take_back(self) -> list[Assignment]:
+        waiting: list[Assignment] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found = self._inbox.get_nowait()
+                if not isinstance(found, _Call):
+                    waiting.append(found)
+        self._given -= len(waiting)
+        waiting += self._heard
+        self._heard.clear()
+        return waiting
 
-    def _serve(self, place: _Place) -> None:
+    def _lead(self) -> Assignment | None:
+        """Listen for all until there is a job for this thread itself, and another one leads. None: all has been said."""
+        while self._listen():
+            heard, self._heard = self._heard, []
+            self._given += len(heard)
+            own = None
+            # With so few, each will find a place, and after them the call to lead will find a thread.
+            if heard and self._given - sum(self._done) <= len(self._places):
+                own, *heard = heard
+            for assignment in heard:
+                self._inbox.put(assignment)
+            if own is not None:
+                self._inbox.put(_Call.LEAD)
+                return own
+        return None
+
+    def _serve(self, number: int) -> None:
         take, is_idle, clock = self._inbox.get, self._inbox.empty, time.monotonic_ns
+        free, done = self._free, self._done
         settle, finish = self._outbox.settle, self._table.finish
-        place.thread = threading.get_ident()
-        while (assignment := take()) is not None:
+        while (found := take()) is not _Call.END:
+            assignment = self._lead() if found is _Call.LEAD else found
+            if assignment is None:
+                return
+            place = free.pop()
+            place.thread = threading.get_ident()
             outcome = self._attempt(place, assignment)
-            if outcome is None:
-                continue
-            # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
-            finish(place.slot)
-            if outcome.result is not None:
-                outcome = self._stowed(assignment, outcome)
-            settle(outcome, clock(), is_idle())
+            if outcome is not None:
+                # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
+                finish(place.slot)
+                if outcome.result is not None:
+                    outcome = self._stowed(assignment, outcome)
+            # In this order: who leads relies on it that for what is done a place is free.
+            free.append(place)
+            done[number] += 1
+            if outcome is not None:
+                settle(outcome, clock(), is_idle())
+        self._count_down()
+
+    def _count_down(self) -> None:
         with self._left_lock:
             self._left -= 1
             is_last = self._left == 0
@@ -213,7 +228,7 @@ class ThreadTrack:
         except queue.Empty:
             return outcome
 
-    def _attempt(self, place: _Place, assignment: Assignment) -> Outcome | None:
+    def _attempt(self, place: Place, assignment: Assignment) -> Outcome | None:
         """One job in its steps: fetch, decode, run, judge; the caller settles. None if it was given back."""
         claim = assignment.claim
         runnable = self._tasks.get(claim.task)
@@ -241,11 +256,11 @@ class ThreadTrack:
             return judge_completed(runnable, overrides, claim, outcome)
         return outcome
 
-    def _fetch(self, place: _Place, assignment: Assignment, runnable: Runnable) -> Claim | Outcome | None:
+    def _fetch(self, place: Place, assignment: Assignment, runnable: Runnable) -> Claim | Outcome | None:
         """The claim with its arguments, or what becomes of the job without; None if it was given back."""
         claim, serial = assignment.claim, assignment.serial
         self._table.fetch(place.slot, serial)
-        place.fetching = _Fetching(serial, queue.SimpleQueue())
+        place.fetching = Fetching(serial, queue.SimpleQueue())
         answers = place.fetching.answers
         if self._ends or serial in self._cancels:
             answers.put(None)
@@ -268,7 +283,7 @@ class ThreadTrack:
 
     def _run(
         self,
-        place: _Place,
+        place: Place,
         assignment: Assignment,
         runnable: Runnable,
         overrides: Overrides | None,
@@ -293,12 +308,12 @@ class ThreadTrack:
                 error = raised
             place.job = None
             if place.stop is not None:
-                stop = _disarm(place)
+                stop = disarm(place)
         except Stopped as stray:
             # It came too late for the task: what the task did counts, unless the handler above lost sight of it.
             if value is _NOTHING and error is None:
                 error = stray.__context__ or stray
-            stop = _disarm(place)
+            stop = disarm(place)
         ran_us = (time.monotonic_ns() - began) // 1000
         place.deadline = None
         if self._cancels:
@@ -313,81 +328,3 @@ class ThreadTrack:
         finally:
             # The exception's traceback holds this frame, and the frame the exception.
             del error
-
-
-def _stop(place: _Place, job: Assignment, stop: Stop) -> None:
-    """Raise in the place's thread if it still runs the job and has not been hit."""
-    with place.lock:
-        before = place.stop
-        place.stop = before or stop
-        if place.job is not job:
-            place.stop = before
-        elif before is not None:
-            # One hit is all there is; but a cancel changes what is made of it.
-            place.stop = stop if stop.kind is Cancelled else before
-        else:
-            if place.cancelled is not None:
-                place.cancelled.set()
-            _raise_in(place.thread, stop.kind)
-
-
-def _disarm(place: _Place) -> Stop | None:
-    """Make sure that nothing hits the thread from here on. Can be called again if it is hit itself."""
-    place.job = None
-    with place.lock:
-        _raise_in(place.thread, None)
-        stop, place.stop = place.stop, None
-    return stop
-
-
-def _raise_in(thread: int, kind: type[Stopped] | None) -> None:
-    exception = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
-
-
-class _Timekeeper:
-    """A thread that stops jobs whose soft timeout has passed. It sleeps until the next one that may."""
-
-    def __init__(self, places: Sequence[_Place]) -> None:
-        self._places = places
-        self._handled: list[tuple[float, Assignment] | None] = [None] * len(places)
-        self._wakes_at = math.inf
-        self._ended = False
-        self._bell = Bell()
-
-    def start(self) -> None:
-        threading.Thread(target=self._serve, name="ferryman-timekeeper", daemon=True).start()
-
-    def end(self) -> None:
-        self._ended = True
-        self._bell.ring()
-
-    def watch(self, place: _Place, job: Assignment, timeout: float) -> None:
-        """Stop the job after so many seconds, unless its place's deadline is taken away before."""
-        moment = time.monotonic() + timeout
-        place.deadline = (moment, job)
-        if moment < self._wakes_at:
-            self._bell.ring()
-
-    def _serve(self) -> None:
-        while not self._ended:
-            # While looking it cannot say when it will wake up next, so every new deadline rings.
-            self._wakes_at = math.inf
-            self._wakes_at = wakes_at = self._look(time.monotonic())
-            pause = wakes_at - time.monotonic()
-            self._bell.wait(-1 if pause == math.inf else min(max(pause, 0.0), 3_600.0))
-
-    def _look(self, now: float) -> float:
-        """Stop what is over its time; answers when the next one will be."""
-        wakes_at = math.inf
-        for number, place in enumerate(self._places):
-            deadline = place.deadline
-            if deadline is None or deadline is self._handled[number]:
-                continue
-            moment, job = deadline
-            if moment > now:
-                wakes_at = min(wakes_at, moment)
-            else:
-                self._handled[number] = deadline
-                _stop(place, job, Stop(SoftTimeout))
-        return wakes_at

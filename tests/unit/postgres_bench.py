@@ -20,7 +20,7 @@ __all__ = ["Bench", "in_a_loop", "until"]
 LOCK = 7_700_000
 """An advisory lock by which a test holds up a statement."""
 
-ROW = Statement("INSERT INTO number (n) VALUES (%s::int) RETURNING n, pg_current_xact_id()::text::bigint")
+ROW = Statement("INSERT INTO number (n) VALUES (%s::integer) RETURNING n, pg_current_xact_id()::text::bigint")
 
 TABLES = """
 CREATE TABLE number (n int NOT NULL CHECK (n >= 0));

@@ -11,8 +11,7 @@ import psycopg
 
 from ferryman.clock import ManualClock
 from ferryman.io.operation import Operation
-from ferryman.io.postgres import filled
-from ferryman.io.postgres.arrays import ListDumper
+from ferryman.io.postgres.talk import Talk
 from ferryman.job import ErrorInfo, JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
 from ferryman.store.open import open_store
 from ferryman.store.port import Store
@@ -180,8 +179,10 @@ class Session:
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
-        self._sql = psycopg.connect(scene.server, autocommit=True, options=f"-c search_path={scene.schema}")
-        self._sql.adapters.register_dumper(list, ListDumper)
+        self._sql = psycopg.connect(
+            scene.server, autocommit=True, prepare_threshold=None, options=f"-c search_path={scene.schema}"
+        )
+        self._talk = Talk(self._sql, prepares=True, strict=False)
         self.pid = self._sql.info.backend_pid
         self.again = 0
         """How often the transaction has been begun anew."""
@@ -217,10 +218,8 @@ class Session:
             try:
                 for operation in operations:
                     statement = operation.body(0).send(None)
-                    params = filled(statement, self._scene.clock.now(), gate=gate)
-                    self.answers.append(
-                        self._sql.cursor(binary=True).execute(statement.text, params).fetchall()
-                    )
+                    now = self._scene.clock.now()
+                    self.answers.append(self._sql.wait(self._talk.ask(statement, now, gate=gate)))
             except psycopg.Error as error:
                 self._sql.execute("ROLLBACK")
                 if error.sqlstate == "40P01":

@@ -408,7 +408,7 @@ def test_behind_a_pooler_of_transactions_all_goes_on_and_polling_is_left(
         bench = Bench(server.url, through=pooler.url)
 
         async def work(runner: AsyncPostgresRunner) -> list[Any]:
-            gate = "SELECT at_the_gate(%s::int, %s::boolean)"
+            gate = "SELECT at_the_gate(%s::integer, %s::boolean)"
             calls = [runner.run(bench.put(n)) for n in range(100, 200)]
             calls.append(runner.run(bench.ask(gate, 200, GATE)))
             calls.append(runner.run(bench.ask("SELECT 1", writes=False)))

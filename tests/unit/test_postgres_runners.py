@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +23,7 @@ from ferryman.io.postgres import (
     PostgresRunner,
     Statement,
     parse_url,
+    talk,
 )
 from tests.services.shared import postgres_url
 from tests.unit.postgres_bench import Bench, in_a_loop, until
@@ -45,7 +47,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def test_a_statement_is_answered_with_its_rows(bench: Bench) -> None:
     rows = bench.runner.run(
-        bench.ask("SELECT %s::int, %s::bytea, %s::text, %s::uuid", 1, b"\0\xff", "ä", None)
+        bench.ask("SELECT %s::integer, %s::bytea, %s::text, %s::uuid", 1, b"\0\xff", "ä", None)
     )
 
     assert rows == [(1, b"\0\xff", "ä", None)]
@@ -122,8 +124,8 @@ def test_a_second_request_of_an_operation_is_a_mistake_of_its_own(bench: Bench) 
 @pytest.mark.parametrize(
     ("type", "values"),
     [
-        ("uuid", [uuid.UUID(int=n) for n in range(5)]),
-        ("uuid", [uuid.UUID(int=1), None]),
+        ("uuid", [uuid.UUID(int=n).hex for n in range(5)]),
+        ("uuid", [str(uuid.UUID(int=1)), None]),
         ("bytea", [b"", b"\0", b"same length", b"other length", None]),
         ("bytea", [b"same"] * 3),
         ("text", ["", "ä", "NULL", None, '{"}', "a,b"]),
@@ -135,14 +137,18 @@ def test_a_second_request_of_an_operation_is_a_mistake_of_its_own(bench: Bench) 
         ("double precision", [0.5, -1e300, None]),
         ("boolean", [True, False, None]),
         ("jsonb", ["{}", "[1]"]),
-        ("int", []),
-        ("text", [["a", "b"], ["c", "d"]]),
+        ("integer", []),
+        ("integer", [1, -(2**31)]),
     ],
 )
 def test_lists_arrive_as_they_were_sent(bench: Bench, type: str, values: list[Any]) -> None:
     ((arrived,),) = bench.runner.run(bench.ask(f"SELECT %s::{type}[]", values))
 
-    assert arrived == ([{}, [1]] if type == "jsonb" else values)
+    reads: dict[str, Callable[[Any], Any]] = {"jsonb": json.loads, "uuid": uuid.UUID}
+    read = reads.get(type)
+    if read is not None:
+        values = [None if value is None else read(value) for value in values]
+    assert arrived == values
 
 
 def test_long_lists_arrive_as_they_were_sent(bench: Bench) -> None:
@@ -158,13 +164,53 @@ def test_long_lists_arrive_as_they_were_sent(bench: Bench) -> None:
     assert arrived == columns
 
 
-@pytest.mark.parametrize("value", ["a\0b", ["a\0b"], "\ud800", ["\ud800"], [2**63], object(), [1, "a"]])
-def test_a_value_that_the_server_cannot_take_is_refused(bench: Bench, value: object) -> None:
+@pytest.mark.parametrize(
+    ("type", "value"),
+    [
+        ("text", "a\0b"),
+        ("text[]", ["a\0b"]),
+        ("text", "\ud800"),
+        ("text[]", ["\ud800"]),
+        ("text", object()),
+        ("text", ["a"]),
+        ("text[]", [["a", "b"], ["c", "d"]]),
+        ("bytea", 5),
+        ("bytea[]", ["text"]),
+        ("bigint", 2**63),
+        ("bigint[]", [2**63]),
+        ("smallint[]", [2**15, None]),
+        ("integer[]", [1, "a"]),
+        ("uuid", "nonsense"),
+        ("uuid[]", ["00"]),
+        ("jsonb", "{"),
+    ],
+)
+def test_a_value_that_its_type_cannot_hold_is_refused(bench: Bench, type: str, value: object) -> None:
     with pytest.raises(StoreError, match="did not take a value"):
-        bench.runner.run_all([bench.put(1), bench.ask("SELECT %s::text", value)])
+        bench.runner.run_all([bench.put(1), bench.ask(f"SELECT %s::{type}", value)])
 
     assert bench.numbers() == []
     assert bench.runner.run(bench.put(2))[0][0] == 2
+
+
+def test_texts_arrive_whatever_encoding_the_surroundings_ask_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+
+    assert bench.runner.run(bench.ask("SELECT %s::text, %s::text[]", "щ", ["щ"])) == [("щ", ["щ"])]
+
+
+def test_no_more_statements_are_kept_prepared_than_a_server_can_bear(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(talk, "_MOST_PREPARED", 3)
+
+    for number in [*range(6), *range(6)]:
+        assert bench.runner.run(bench.ask(f"SELECT {number}, %s::text", "a")) == [(number, "a")]
+    ((kept,),) = bench.runner.run(bench.ask("SELECT count(*) FROM pg_prepared_statements"))
+
+    assert kept == 3
 
 
 # -- group commit
@@ -188,7 +234,7 @@ def test_threads_that_wait_are_committed_together(bench: Bench, pool: ThreadPool
 def test_one_of_a_group_that_fails_fails_alone(bench: Bench, pool: ThreadPoolExecutor) -> None:
     def run(n: int) -> bool:
         try:
-            (put,), (same,) = bench.runner.run_all([bench.put(n), bench.ask("SELECT %s::int", n)])
+            (put,), (same,) = bench.runner.run_all([bench.put(n), bench.ask("SELECT %s::integer", n)])
         except StoreError:
             return False
         return (put[0], same[0]) == (n, n)
@@ -314,7 +360,7 @@ def test_a_transaction_that_others_are_always_in_the_way_of_is_given_up(bench: B
 
 
 def test_who_needs_the_gate_is_performed_again_with_it(bench: Bench) -> None:
-    gate = "SELECT at_the_gate(%s::int, %s::boolean)"
+    gate = "SELECT at_the_gate(%s::integer, %s::boolean)"
 
     one = bench.runner.run(bench.ask(gate, 1, GATE))
     several = bench.runner.run_all([bench.ask("SELECT %s::boolean", GATE), bench.ask(gate, 2, GATE)])
@@ -326,7 +372,7 @@ def test_who_needs_the_gate_is_performed_again_with_it(bench: Bench) -> None:
 
 def test_a_coroutine_that_needs_the_gate_is_performed_again_with_it(bench: Bench) -> None:
     async def work(runner: AsyncPostgresRunner) -> list[Any]:
-        gate = "SELECT at_the_gate(%s::int, %s::boolean)"
+        gate = "SELECT at_the_gate(%s::integer, %s::boolean)"
         calls = (runner.run(bench.ask(gate, n, GATE)) for n in range(5))
         return await asyncio.gather(*calls, runner.run(bench.put(5)))
 

@@ -213,6 +213,8 @@ def test_the_commit_wakes_a_worker_that_sleeps(
     try:
         ferry.run(store.register(worker_info(W1, bell=waker.address), 60_000))
         ferry.claimed()
+        # It rings when it has been hung.
+        select.select([waker], [], [], 10)
         waker.drain()
         enqueue_inside(store, connection, new_job())
         early, _, _ = select.select([waker], [], [], 0)

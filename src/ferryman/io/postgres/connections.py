@@ -5,40 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import sys
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ferryman.io.postgres.address import Address
-from ferryman.io.postgres.arrays import ListDumper
 from ferryman.io.postgres.failures import lost, unreachable
 from ferryman.io.postgres.performing import Attempt, Rows
-from ferryman.io.postgres.requests import filled
+from ferryman.io.postgres.talk import Talk
 
 __all__ = ["AsyncSession", "Session", "aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
 
-_PATIENCE_MS = 30
-"""For how long a transaction of several operations waits for a lock; each by itself waits as long as it takes."""
-
-_ISOLATION = psycopg.IsolationLevel.READ_COMMITTED
-"""Who has waited for a lock must see what was done under it. Where the database's default is another level, it is set on
-the connection; and each transaction says it, since what a session is told is lost behind a pooler."""
-
 
 class Session(psycopg.Connection[Any]):
-    """A connection with a cursor that is used time and again: to make one takes as long as to use it."""
+    """A connection, and the talk on it."""
 
-    single: psycopg.Cursor[Any]
+    talk: Talk
 
 
 class AsyncSession(psycopg.AsyncConnection[Any]):
     """`Session`, awaited."""
 
-    single: psycopg.AsyncCursor[Any]
+    talk: Talk
 
 
 AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
@@ -47,10 +37,8 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 def connect(address: Address, conninfo: str | None = None) -> Session:
     """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
     try:
-        connection = Session.connect(conninfo or address.conninfo, autocommit=True, prepare_threshold=None)
-        if _set_up(connection, connection.execute(_WHO_SERVES).fetchone()):
-            connection.set_isolation_level(_ISOLATION)
-        connection.single = connection.cursor(binary=True)
+        connection = Session.connect(conninfo or address.conninfo, **_OPTIONS)
+        connection.talk = _talk(connection, connection.execute(_WHO_SERVES).fetchone())
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
@@ -59,29 +47,25 @@ def connect(address: Address, conninfo: str | None = None) -> Session:
 async def aconnect(address: Address) -> AsyncSession:
     """`connect`, awaited."""
     try:
-        connection = await AsyncSession.connect(address.conninfo, autocommit=True, prepare_threshold=None)
-        if _set_up(connection, await (await connection.execute(_WHO_SERVES)).fetchone()):
-            await connection.set_isolation_level(_ISOLATION)
-        connection.single = connection.cursor(binary=True)
+        connection = await AsyncSession.connect(address.conninfo, **_OPTIONS)
+        connection.talk = _talk(connection, await (await connection.execute(_WHO_SERVES)).fetchone())
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
 
 
+_OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None, "client_encoding": "utf8"}
+
 _WHO_SERVES = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation') <> 'read committed'"
 
 
-def _set_up(connection: AnyConnection, answer: tuple[int, bool] | None) -> bool:
-    """Answers whether its transactions have to ask for READ COMMITTED."""
+def _talk(connection: AnyConnection, answer: tuple[int, bool] | None) -> Talk:
     assert answer is not None
     served_by, is_strict = answer
-    connection.adapters.register_dumper(list, ListDumper)
-    if served_by == connection.pgconn.backend_pid:
-        # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of
-        # a process of its own making. Only what asks for it is prepared.
-        connection.prepare_threshold = sys.maxsize
     _connections.add(connection)
-    return is_strict
+    # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of a
+    # process of its own making.
+    return Talk(connection, prepares=served_by == connection.pgconn.backend_pid, strict=is_strict)
 
 
 def is_alive(connection: AnyConnection) -> bool:
@@ -108,27 +92,8 @@ def transact(connection: Session, address: Address, attempt: Attempt, now: int |
 
     A StoreError says that the connection was lost; any other exception is about the statements, and all is undone.
     """
-    statements = attempt.statements
     try:
-        if len(statements) == 1 and connection.isolation_level is None:
-            cursor = connection.single
-            cursor.execute(statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True)
-            return [cursor.fetchall() if _has_rows(cursor) else []]
-        cursors = [connection.cursor(binary=True) for _ in statements]
-        failure: Exception | None = None
-        with contextlib.suppress(psycopg.errors.PipelineAborted), connection.pipeline():
-            try:
-                for text in _beginning(attempt):
-                    connection.execute(text)
-                for each, cursor in zip(statements, cursors, strict=True):
-                    cursor.execute(each.text, filled(each, now, gate=attempt.gate), prepare=True)
-                connection.execute("COMMIT")
-            except psycopg.Error as error:
-                # A pipeline that ends with it would complain of what it finds after it.
-                failure = error
-        if failure is not None:
-            raise failure
-        return [cursor.fetchall() if _has_rows(cursor) else [] for cursor in cursors]
+        return connection.wait(connection.talk.perform(attempt, now))
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             connection.rollback()
@@ -142,29 +107,8 @@ async def atransact(
     connection: AsyncSession, address: Address, attempt: Attempt, now: int | None
 ) -> list[Rows]:
     """`transact`, awaited."""
-    statements = attempt.statements
     try:
-        if len(statements) == 1 and connection.isolation_level is None:
-            cursor = connection.single
-            await cursor.execute(
-                statements[0].text, filled(statements[0], now, gate=attempt.gate), prepare=True
-            )
-            return [await cursor.fetchall() if _has_rows(cursor) else []]
-        cursors = [connection.cursor(binary=True) for _ in statements]
-        failure: Exception | None = None
-        with contextlib.suppress(psycopg.errors.PipelineAborted):
-            async with connection.pipeline():
-                try:
-                    for text in _beginning(attempt):
-                        await connection.execute(text)
-                    for each, cursor in zip(statements, cursors, strict=True):
-                        await cursor.execute(each.text, filled(each, now, gate=attempt.gate), prepare=True)
-                    await connection.execute("COMMIT")
-                except psycopg.Error as error:
-                    failure = error
-        if failure is not None:
-            raise failure
-        return [await cursor.fetchall() if _has_rows(cursor) else [] for cursor in cursors]
+        return await connection.wait(connection.talk.perform(attempt, now))
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             await connection.rollback()
@@ -174,22 +118,12 @@ async def atransact(
         raise
 
 
-def _has_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
-    # `description` tells, too, but describes them all.
-    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
-
-
 def _is_at_rest(connection: AnyConnection) -> bool:
     """Whether nothing is left of what was performed, such as a pipeline that has not come to its end."""
     server = connection.pgconn
     return (
         server.transaction_status == TransactionStatus.IDLE and server.pipeline_status == PipelineStatus.OFF
     )
-
-
-def _beginning(attempt: Attempt) -> Sequence[str]:
-    begin = f"BEGIN ISOLATION LEVEL {_ISOLATION.name.replace('_', ' ')}"
-    return (begin, f"SET LOCAL lock_timeout = {_PATIENCE_MS}") if attempt.in_company else (begin,)
 
 
 # -- forks ---------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def leave(schema: str, worker: WorkerId) -> Requests[None]:
 
 def rescue(schema: str, dead: Sequence[WorkerId], late: bool) -> Requests[list[Rescued]]:
     rows = yield Statement(
-        f"SELECT worker, again, dead FROM {schema}.rescue(%s::text[], %s, %s::bigint)",  # noqa: S608
+        f"SELECT worker, again, dead FROM {schema}.rescue(%s::text[], %s::boolean, %s::bigint)",  # noqa: S608
         (list(dead), late, NOW),
     )
     return [Rescued(WorkerId(worker), again, died) for worker, again, died in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from ferryman.job import OutcomeKind, State, WorkerId
 from ferryman.store.records import Held, Order, Rescued, WorkerRecord, WorkerStatus
@@ -145,6 +145,18 @@ def test_a_worker_that_leaves_is_marked_as_stopped(ferry: Ferry) -> None:
     ferry.run(ferry.store.leave(W1))
 
     assert _record(ferry).gone == "stopped"
+
+
+def test_a_worker_that_says_what_is_not_known_here_is_still_seen(ferry: Ferry) -> None:
+    newer: dict[str, Any] = {"concurrency": "as many as it takes"}
+    ferry.run(ferry.store.register(worker_info(W2, **newer), 5_000))
+    ferry.register(W3)
+    ferry.run(ferry.store.heartbeat(W3, WorkerStatus(state=cast("Any", "resting")), 6_000))
+
+    records = ferry.run(ferry.store.workers(alive=True))
+
+    assert [record.lease_until - ferry.clock.now() for record in records] == [LEASE, 5_000, 6_000]
+    assert [record.info.id for record in records][2] == W3
 
 
 def test_those_that_are_alive_can_be_asked_for_alone(ferry: Ferry) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import msgspec
 
 from ferryman.job import Attempt, ErrorInfo, Job, JobId, OutcomeKind, State, WorkerId
-from ferryman.store.records import QueueRecord, QueueSettings, WorkerInfo, WorkerRecord, WorkerStatus
+from ferryman.store.records import QueueRecord, QueueSettings, WorkerRecord
+from ferryman.store.register import record_of
 
 __all__ = ["FLAG", "attempt_of", "decode_error", "job_of", "queues_of", "workers_of"]
 
 decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
-_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
-_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
 
 
 class FLAG:
@@ -67,12 +66,9 @@ def attempt_of(row: Sequence[Any]) -> Attempt:
 def workers_of(rows: Iterable[Sequence[Any]]) -> list[WorkerRecord]:
     """Of info, status, registered_at, seen_at, lease_until, gone (NULL: alive, 1: stopped, else dead)."""
     return [
-        WorkerRecord(
-            info=_decode_info(info), status=_decode_status(status), registered_at=registered_at, seen_at=seen_at,
-            lease_until=lease_until, gone=None if gone is None else ("stopped" if gone == 1 else "dead"),
-        )
-        for info, status, registered_at, seen_at, lease_until, gone in rows
-    ]  # fmt: skip
+        record_of(info, status, times, None if gone is None else "stopped" if gone == 1 else "dead")
+        for info, status, *times, gone in rows
+    ]
 
 
 def queues_of(rows: Iterable[Sequence[Any]]) -> list[QueueRecord]:

@@ -22,10 +22,9 @@ from ferryman.store.records import (
     ParentResult,
     QueueRecord,
     QueueSettings,
-    WorkerInfo,
     WorkerRecord,
-    WorkerStatus,
 )
+from ferryman.store.register import record_of
 
 __all__ = [
     "causes",
@@ -59,8 +58,6 @@ _decode_body = msgspec.msgpack.Decoder(tuple[bytes, bytes | None, str | None]).d
 _decode_attempt = msgspec.msgpack.Decoder(_Attempt).decode
 _decode_note = msgspec.msgpack.Decoder(tuple[int, int, str]).decode
 _decode_settings = msgspec.msgpack.Decoder(QueueSettings).decode
-_decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
-_decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
 
 _ARRAY_OF_THREE = b"\x93"
 
@@ -179,12 +176,9 @@ def _stats_of(minute: int, numbers: Sequence[bytes]) -> list[MinuteStats]:
 def workers(alive: bool) -> Requests[list[WorkerRecord]]:
     rows = yield Call("workers", ("alive" if alive else "",), writes=False)
     return [
-        WorkerRecord(
-            info=_decode_info(info), status=_decode_status(status), registered_at=int(registered_at),
-            seen_at=int(seen_at), lease_until=int(lease_until), gone=None if gone is None else gone.decode(),
-        )
-        for info, status, registered_at, seen_at, lease_until, gone in rows
-    ]  # fmt: skip
+        record_of(info, status, list(map(int, times)), None if gone is None else gone.decode())
+        for info, status, *times, gone in rows
+    ]
 
 
 def _job_in_full(row: Sequence[Any]) -> Job:

@@ -1,4 +1,4 @@
-"""A move from PostgreSQL meets transactions that are open: of claims that have not seen the pause, and of producers."""
+"""A move from PostgreSQL, or a backup, meets transactions that are open: of claims that have not seen the pause, and of producers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import psycopg
 import pytest
 
 from ferryman.clock import ManualClock
-from ferryman.config import BlobSettings
+from ferryman.config import BlobSettings, Settings
 from ferryman.errors import StoreUnavailable
 from ferryman.io.postgres import filled
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, WorkerId, new_id
+from ferryman.moving import backup as backup_
 from ferryman.moving import mover
+from ferryman.moving.backup import backup, restore
 from ferryman.moving.mover import Moved, Mover, Watch
 from ferryman.store.open import open_store
 from ferryman.store.port import Store
@@ -163,3 +165,31 @@ def test_a_child_waits_for_a_parent_whose_producer_was_slow_to_commit(
     assert moved.jobs.total() == 4
     assert run_all(there) == [other, parent, *children]
     assert here.runner().run(here.find(Filter(), 10)) == []
+
+
+def test_a_backup_has_each_child_behind_a_parent_whose_producer_was_slow_to_commit(
+    here: Store,
+    there: Store,
+    session: psycopg.Connection[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backup_, "_PAGE", 1)
+    first, parent = new_id(), new_id()
+    guest = here.using(session)
+    guest.runner.run(guest.enqueue([NewJob(id=first, task="work", args=b"")]))
+    guest.runner.run(guest.enqueue([NewJob(id=parent, task="work", args=b"", after=(first,))]))
+    other = enqueue(here)
+    children: list[JobId] = []
+
+    def produce(*_: object) -> None:
+        if not children:
+            session.commit()
+            child = enqueue(here, after=(parent,))
+            children.extend([child, enqueue(here, after=(child,))])
+
+    saved = backup(here, tmp_path / "chest", BlobSettings(), produce)
+    restore(there, tmp_path / "chest", Settings(), lambda *_: None, merge=False)
+
+    assert saved.jobs == 5
+    assert run_all(there) == [other, first, parent, *children]

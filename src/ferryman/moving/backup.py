@@ -77,12 +77,52 @@ def backup(store: Store, path: Path, blobs: BlobSettings, watch: Watch) -> Saved
     return Saved(jobs, saved, left_outside, path.stat().st_size)
 
 
-def _chunks(store: Store, outside: Outside) -> Iterator[list[Parcel]]:
-    """All jobs in order of arrival, with their payloads if there is a place for these."""
-    chunk: list[Parcel] = []
-    size = after = 0
+class _Seen:
+    """Numbers of arrival: those of millions of jobs in little memory."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, int] = {}
+
+    def add(self, seq: int) -> None:
+        block = seq >> 10
+        self._blocks[block] = self._blocks.get(block, 0) | 1 << (seq & 1023)
+
+    def __contains__(self, seq: int) -> bool:
+        return bool(self._blocks.get(seq >> 10, 0) >> (seq & 1023) & 1)
+
+
+def _pages(store: Store) -> Iterator[list[Parcel]]:
+    """All jobs in order of arrival, save that none comes before the parents that it waits for."""
+    seen = _Seen()
+    after = 0
     while page := _run(store, store.pack((), after, _PAGE)):
         after = page[-1].seq
+        for parcel in page:
+            seen.add(parcel.seq)
+        yield from _late_parents(store, page, seen)
+        yield page
+
+
+def _late_parents(store: Store, page: Sequence[Parcel], seen: _Seen) -> Iterator[list[Parcel]]:
+    """Those that came too late for the page in which their number stands, since their producer's transaction was open. A
+    child without its parent would be cancelled where it is restored."""
+    wanted = {id_ for parcel in page for id_ in parcel.waits_for} - {parcel.job.id for parcel in page}
+    after = 0
+    while wanted and (found := _run(store, store.pack((), after, _PAGE, tuple(wanted)))):
+        after = found[-1].seq
+        late = [parent for parent in found if parent.seq < page[-1].seq and parent.seq not in seen]
+        for parent in late:
+            seen.add(parent.seq)
+        if late:
+            yield from _late_parents(store, late, seen)
+            yield late
+
+
+def _chunks(store: Store, outside: Outside) -> Iterator[list[Parcel]]:
+    """All jobs, with their payloads if there is a place for these."""
+    chunk: list[Parcel] = []
+    size = 0
+    for page in _pages(store):
         for parcel in page:
             whole = outside.bring_in(parcel) if outside.known else parcel
             chunk.append(whole)

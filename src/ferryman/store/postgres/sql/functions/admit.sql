@@ -49,33 +49,183 @@ BEGIN
     END IF;
 END $$;
 
--- The gate is held.
+-- The gate is held. Batches can be large, so what most jobs of a batch have in common is done for all of them at once; what
+-- is left goes one after the other.
 CREATE OR REPLACE FUNCTION admit(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    left_ integer := cardinality(p_seqs);
+BEGIN
+    IF EXISTS (SELECT 1 FROM parent p WHERE p.child = ANY (p_seqs)) THEN
+        left_ := left_ - admit_waiting(p_seqs);
+    END IF;
+    IF left_ > 0 THEN
+        left_ := left_ - admit_tagged(p_seqs, p_now);
+    END IF;
+    IF left_ > 0 THEN
+        left_ := left_ - admit_keyed(p_seqs, p_now);
+    END IF;
+    IF left_ > 0 THEN
+        PERFORM admit_others(p_seqs, p_now);
+    END IF;
+END $$;
+
+-- Those that are to wait for parents, and have no key. Answers how many.
+CREATE OR REPLACE FUNCTION admit_waiting(p_seqs bigint[]) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    count_ integer;
+BEGIN
+    -- A parent that is about to be settled without the gate is waited for; once it is marked, its end needs the gate. One
+    -- that runs is marked anew: a user's transaction that sees no later moment than its beginning cannot end it then.
+    -- `seq + 0`, lest the planner go through all jobs in this order, if it made its plan when there were few.
+    UPDATE job SET flags = flags | 1 WHERE (flags & 1 = 0 OR state + 0 = 4) AND seq = ANY (ARRAY(
+        SELECT f.seq FROM job f
+        WHERE (f.flags & 1 = 0 OR f.state + 0 = 4)
+            AND f.id = ANY (ARRAY(SELECT DISTINCT p.parent FROM parent p WHERE p.child = ANY (p_seqs)))
+        ORDER BY f.seq + 0 FOR UPDATE
+    ));
+    UPDATE parent p SET done = true
+    FROM unnest(p_seqs) x(seq), job s, job f
+    WHERE p.child = x.seq AND NOT p.done AND s.seq = x.seq AND s.state + 0 = 0 AND s.flags & 512 <> 0
+        AND f.id = p.parent AND (f.state + 0 = 5 OR (f.state + 0 > 5 AND s.flags & 2 <> 0));
+    UPDATE job s SET flags = s.flags & ~512, missing = w.missing
+    FROM (
+        SELECT c.seq, count(*) AS missing
+        FROM unnest(p_seqs) x(seq) JOIN job c ON c.seq = x.seq
+        JOIN parent p ON p.child = c.seq AND NOT p.done LEFT JOIN job f ON f.id = p.parent
+        -- `state + 0` keeps the planner from going through all that are staged, for each of them.
+        WHERE c.state + 0 = 0 AND c.flags & 512 <> 0 AND c.key IS NULL
+        -- Each of them will finish, or a replay may yet bring it to success.
+        GROUP BY c.seq HAVING bool_and(coalesce(f.state < 5 OR (f.state > 5 AND c.flags & 4 <> 0), false))
+    ) w WHERE s.seq = w.seq;
+    GET DIAGNOSTICS count_ = ROW_COUNT;
+    RETURN count_;
+END $$;
+
+-- Those that may run now, and have nothing to find but their place in a lane. Answers how many. Tags are summed up one after
+-- the other, as `next_tag` would, to the last bit; so no fair lane may have jobs of the batch that come by another way.
+CREATE OR REPLACE FUNCTION admit_tagged(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    count_ integer;
+BEGIN
+    WITH arrived AS (
+        SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, coalesce(q.fair, false) AS fair, q.weights,
+            j.key IS NULL AND j.run_at <= p_now
+                AND NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_plain
+        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
+        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
+    ), numbered AS (
+        SELECT a.*, row_number() OVER (PARTITION BY a.queue, a.priority, a.tenant ORDER BY a.seq) AS number
+        FROM (SELECT *, bool_and(is_plain) OVER (PARTITION BY queue) AS are_plain FROM arrived) a
+        WHERE a.are_plain OR (a.is_plain AND NOT a.fair)
+    ), costed AS (
+        SELECT a.*, 1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
+            CASE WHEN a.number = 1 THEN greatest(coalesce(c.clock, 0), coalesce(t.tag, 0)) ELSE 0 END AS base
+        FROM numbered a
+        LEFT JOIN lane_clock c ON c.queue = a.queue AND c.priority = a.priority
+        LEFT JOIN tenant t ON t.queue = a.queue AND t.priority = a.priority AND t.tenant = a.tenant
+    ), tagged AS MATERIALIZED (
+        SELECT seq, queue, priority, tenant, fair, CASE WHEN fair THEN sum(base + cost) OVER (
+            PARTITION BY queue, priority, tenant ORDER BY seq ROWS UNBOUNDED PRECEDING
+        ) ELSE 0 END AS tag FROM costed
+    ), entered AS (
+        UPDATE job j SET state = 2, flags = j.flags & ~512, tag = g.tag FROM tagged g WHERE j.seq = g.seq
+        RETURNING j.queue, j.priority
+    ), clocks AS (
+        INSERT INTO lane_clock (queue, priority, clock)
+        SELECT DISTINCT queue, priority, 0 FROM tagged WHERE fair ON CONFLICT DO NOTHING
+    ), tenants AS (
+        INSERT INTO tenant (queue, priority, tenant, tag)
+        SELECT queue, priority, tenant, max(tag) FROM tagged WHERE fair GROUP BY queue, priority, tenant
+        ON CONFLICT (queue, priority, tenant) DO UPDATE SET tag = excluded.tag
+    ), moves AS (
+        INSERT INTO lane_news (queue, priority, state, n)
+        SELECT e.queue, e.priority, s.state, s.sign * e.n
+        FROM (SELECT queue, priority, count(*) AS n FROM entered GROUP BY queue, priority) e
+        CROSS JOIN (VALUES (0::smallint, -1), (2::smallint, 1)) s(state, sign)
+    )
+    SELECT count(*) INTO count_ FROM entered;
+    IF count_ > 0 THEN
+        PERFORM forget_heads();
+    END IF;
+    RETURN count_;
+END $$;
+
+-- Those that may run now if their key has room, but for keys of which others of the batch differ from that, or speak of another
+-- room; and not those of fair queues. Answers how many. Row by row, a key that thousands have in common would be written anew
+-- for each of them, over ever more versions of its row.
+CREATE OR REPLACE FUNCTION admit_keyed(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    seqs bigint[];
+    widened text[];
+    wide text;
+    count_ integer;
+BEGIN
+    SELECT array_agg(seq) INTO seqs FROM (
+        SELECT j.seq, count(*) FILTER (
+            WHERE j.run_at > p_now OR q.fair OR EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done)
+        ) OVER w AS others, min(room_of(j.flags, j.room)) OVER w AS least, max(room_of(j.flags, j.room)) OVER w AS most
+        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
+        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0 AND j.key IS NOT NULL
+        WINDOW w AS (PARTITION BY j.key)
+    ) x WHERE others = 0 AND least = most;
+    IF seqs IS NULL THEN
+        RETURN 0;
+    END IF;
+    -- Where that is more room than before, those that are parked already come first.
+    widened := ARRAY(
+        SELECT f.key FROM (
+            SELECT j.key, min(room_of(j.flags, j.room)) AS room
+            FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq GROUP BY j.key
+        ) f JOIN room r ON r.key = f.key WHERE r.used < least(f.room, r.jobs) ORDER BY f.key
+    );
+    INSERT INTO room AS r (key, room, used, jobs)
+    SELECT j.key, min(room_of(j.flags, j.room)), 0, count(*)
+    FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq GROUP BY j.key ORDER BY j.key
+    ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = r.jobs + excluded.jobs;
+    FOREACH wide IN ARRAY widened LOOP
+        PERFORM admit_parked(wide, p_now);
+    END LOOP;
+    WITH arrived AS (
+        SELECT j.seq, j.key, row_number() OVER (PARTITION BY j.key ORDER BY j.seq) <= r.room - r.used AS enters
+        FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq JOIN room r ON r.key = j.key
+    ), moved AS (
+        UPDATE job j SET
+            state = CASE WHEN a.enters THEN 2 ELSE 3 END, tag = 0, missing = NULL,
+            flags = CASE WHEN a.enters THEN j.flags | 16 ELSE j.flags END & ~512
+        FROM arrived a WHERE j.seq = a.seq RETURNING j.queue, j.priority, j.state
+    ), taken AS (
+        UPDATE room r SET used = r.used + e.n
+        FROM (SELECT key, count(*) AS n FROM arrived WHERE enters GROUP BY key) e WHERE r.key = e.key
+    ), moves AS (
+        INSERT INTO lane_news (queue, priority, state, n)
+        SELECT m.queue, m.priority, s.state, s.sign * m.n
+        FROM (SELECT queue, priority, state, count(*) AS n FROM moved GROUP BY queue, priority, state) m
+        CROSS JOIN LATERAL (VALUES (0::smallint, -1), (m.state, 1)) s(state, sign)
+    )
+    SELECT count(*) INTO count_ FROM moved;
+    PERFORM forget_heads();
+    RETURN count_;
+END $$;
+
+CREATE OR REPLACE FUNCTION room_of(p_flags integer, p_room integer) RETURNS integer LANGUAGE sql IMMUTABLE AS
+$$ SELECT CASE WHEN p_flags & 8 <> 0 THEN 1 ELSE p_room END $$;
+
+-- Those that are left, one after the other.
+CREATE OR REPLACE FUNCTION admit_others(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     j record;
     missing_ integer;
     failed uuid;
 BEGIN
-    IF admit_tagged(p_seqs, p_now) THEN
-        RETURN;
-    END IF;
-    -- A parent that is about to be settled without the gate is waited for; once it is marked, its end needs the gate. One
-    -- that runs is marked anew: a user's transaction that sees no later moment than its beginning cannot end it then.
-    UPDATE job SET flags = flags | 1 WHERE (flags & 1 = 0 OR state + 0 = 4) AND seq = ANY (ARRAY(
-        SELECT f.seq FROM job f
-        WHERE (f.flags & 1 = 0 OR f.state + 0 = 4)
-            AND f.id IN (SELECT p.parent FROM parent p WHERE p.child = ANY (p_seqs))
-        ORDER BY f.seq FOR UPDATE
-    ));
+    PERFORM count_for_keys(p_seqs);
     FOR j IN
-        SELECT s.seq, s.queue, s.priority, s.flags, s.key, s.room, s.run_at
+        SELECT s.seq, s.queue, s.priority, s.flags, s.key, room_of(s.flags, s.room) AS room, s.run_at
         FROM unnest(p_seqs) x(seq) JOIN job s ON s.seq = x.seq
-        -- `state + 0` keeps the planner from going through all that are staged, for each of them.
         WHERE s.state + 0 = 0 AND s.flags & 512 <> 0 ORDER BY s.seq
     LOOP
         -- A parent that is there no more has been deleted, and did not succeed as far as anybody knows.
         UPDATE parent p SET done = true WHERE p.child = j.seq AND (
-            EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent AND (f.state = 5 OR (f.state > 5 AND j.flags & 2 <> 0)))
+            EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent AND (f.state + 0 = 5 OR (f.state + 0 > 5 AND j.flags & 2 <> 0)))
             OR (j.flags & 2 <> 0 AND NOT EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent))
         );
         SELECT
@@ -84,7 +234,8 @@ BEGIN
         INTO missing_, failed
         FROM parent p LEFT JOIN job f ON f.id = p.parent WHERE p.child = j.seq AND NOT p.done;
         IF j.key IS NOT NULL THEN
-            PERFORM join_key(j.key, CASE WHEN j.flags & 8 <> 0 THEN 1 ELSE j.room END, p_now);
+            UPDATE room SET room = j.room WHERE key = j.key AND room <> j.room;
+            PERFORM admit_parked(j.key, p_now);
         END IF;
         IF failed IS NOT NULL THEN
             UPDATE job SET flags = flags & ~512, missing = missing_ WHERE seq = j.seq;
@@ -103,48 +254,14 @@ BEGIN
     END LOOP;
 END $$;
 
--- All at once, if there is nothing to these jobs but their place in a lane: else it answers false. Tags are summed up one
--- after the other, as `next_tag` would, to the last bit.
-CREATE OR REPLACE FUNCTION admit_tagged(p_seqs bigint[], p_now bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- All at once, before the first of them is admitted; how much room a key has, each says when its turn comes.
+CREATE OR REPLACE FUNCTION count_for_keys(p_seqs bigint[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS (
-        SELECT 1 FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq
-        WHERE j.key IS NOT NULL OR j.run_at > p_now OR EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq)
-    ) THEN
-        RETURN false;
-    END IF;
-    WITH arrived AS (
-        SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, coalesce(q.fair, false) AS fair, q.weights,
-            row_number() OVER (PARTITION BY j.queue, j.priority, coalesce(j.tenant, '') ORDER BY j.seq) AS number
-        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
-        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
-    ), costed AS (
-        SELECT a.*, 1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
-            CASE WHEN a.number = 1 THEN greatest(coalesce(c.clock, 0), coalesce(t.tag, 0)) ELSE 0 END AS base
-        FROM arrived a
-        LEFT JOIN lane_clock c ON c.queue = a.queue AND c.priority = a.priority
-        LEFT JOIN tenant t ON t.queue = a.queue AND t.priority = a.priority AND t.tenant = a.tenant
-    ), tagged AS MATERIALIZED (
-        SELECT seq, queue, priority, tenant, fair, CASE WHEN fair THEN sum(base + cost) OVER (
-            PARTITION BY queue, priority, tenant ORDER BY seq ROWS UNBOUNDED PRECEDING
-        ) ELSE 0 END AS tag FROM costed
-    ), entered AS (
-        UPDATE job j SET state = 2, flags = j.flags & ~512, tag = g.tag FROM tagged g WHERE j.seq = g.seq
-        RETURNING j.queue, j.priority
-    ), clocks AS (
-        INSERT INTO lane_clock (queue, priority, clock)
-        SELECT DISTINCT queue, priority, 0 FROM tagged WHERE fair ON CONFLICT DO NOTHING
-    ), tenants AS (
-        INSERT INTO tenant (queue, priority, tenant, tag)
-        SELECT queue, priority, tenant, max(tag) FROM tagged WHERE fair GROUP BY queue, priority, tenant
-        ON CONFLICT (queue, priority, tenant) DO UPDATE SET tag = excluded.tag
-    )
-    INSERT INTO lane_news (queue, priority, state, n)
-    SELECT e.queue, e.priority, s.state, s.sign * e.n
-    FROM (SELECT queue, priority, count(*) AS n FROM entered GROUP BY queue, priority) e
-    CROSS JOIN (VALUES (0::smallint, -1), (2::smallint, 1)) s(state, sign);
-    PERFORM forget_heads();
-    RETURN true;
+    INSERT INTO room AS r (key, room, used, jobs)
+    SELECT j.key, (array_agg(room_of(j.flags, j.room) ORDER BY j.seq))[1], 0, count(*)
+    FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq
+    WHERE j.state + 0 = 0 AND j.flags & 512 <> 0 AND j.key IS NOT NULL GROUP BY j.key ORDER BY j.key
+    ON CONFLICT (key) DO UPDATE SET jobs = r.jobs + excluded.jobs;
 END $$;
 
 -- Now that a batch is in, refuse it if a queue is too full, or drop older jobs (`p_may_drop`), as the queue's rule
@@ -172,6 +289,12 @@ BEGIN
         IF cardinality(old) < excess AND p_seqs <> '{}' AND (p_may_drop OR NOT q.drops) THEN
             RAISE EXCEPTION 'queue % is full', q.name USING
                 ERRCODE = 'FY011', DETAIL = json_build_array(q.name, q.max_size)::text;
+        END IF;
+        IF NOT EXISTS (
+            SELECT 1 FROM job WHERE seq = ANY (old) AND (concerns_others(flags, key) OR flags & 512 <> 0)
+        ) THEN
+            PERFORM end_plain(old, 7::smallint, 'dropped: queue ' || q.name || ' was full', p_now);
+            CONTINUE;
         END IF;
         FOREACH one IN ARRAY old LOOP
             -- One that was dropped may have taken its children along.

@@ -138,7 +138,7 @@ BEGIN
     )
     SELECT array_agg(seq ORDER BY seq) FILTER (WHERE flags & 512 <> 0) INTO staged FROM stored;
     fresh := ARRAY(
-        SELECT j.seq FROM unnest(p_ids) WITH ORDINALITY x(id, place) LEFT JOIN job j ON j.id = x.id AND j.seq > before_
+        SELECT j.seq FROM unnest(p_ids) WITH ORDINALITY x(id, place) LEFT JOIN job j ON j.id = x.id AND j.seq + 0 > before_
         ORDER BY x.place
     );
     PERFORM unpack_histories(fresh, p_attempts, p_errors, p_notes);
@@ -209,7 +209,7 @@ END $$;
 CREATE OR REPLACE FUNCTION hold_place(p_seq bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     UPDATE room SET used = used + 1
-    WHERE key = (SELECT j.key FROM job j WHERE j.seq = p_seq AND j.state = 1 AND j.flags & 24 = 8) AND used < room;
+    WHERE key = (SELECT j.key FROM job j WHERE j.seq = p_seq AND j.state + 0 = 1 AND j.flags & 24 = 8) AND used < room;
     IF found THEN
         UPDATE job SET flags = flags | 16 WHERE seq = p_seq;
     END IF;

@@ -324,14 +324,6 @@ BEGIN
         END IF;
     END LOOP;
     IF late <> '{}' THEN
-        WITH old AS MATERIALIZED (
-            SELECT seq, state FROM job WHERE seq = ANY (late) AND state + 0 < 4
-        ), expired AS (
-            UPDATE job l SET state = 8, finished_at = p_now FROM old WHERE l.seq = old.seq
-            RETURNING l.queue, l.priority, old.state
-        )
-        INSERT INTO lane_news (queue, priority, state, n)
-        SELECT x.queue, x.priority, s.state, sum(s.sign) FROM expired x
-        CROSS JOIN LATERAL (VALUES (x.state, -1), (8::smallint, 1)) s(state, sign) GROUP BY x.queue, x.priority, s.state;
+        PERFORM end_plain(late, 8::smallint, NULL, p_now);
     END IF;
 END $$;

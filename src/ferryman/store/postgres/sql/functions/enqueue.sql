@@ -46,7 +46,7 @@ BEGIN
         INSERT INTO stat_news (minute, queue, task, kind, bucket, n) VALUES (now_ - now_ % 60000, p_queue, p_task, 0, 0, fresh);
         IF staged THEN
             PERFORM admit_new(
-                ARRAY(SELECT j.seq FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq > before_),
+                ARRAY(SELECT j.seq FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq + 0 > before_),
                 ARRAY[p_queue], p_defer, now_
             );
         END IF;
@@ -57,7 +57,7 @@ BEGIN
     END IF;
     IF fresh < cardinality(p_ids) THEN
         IF NOT p_defer
-            AND fresh < (SELECT count(*) FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq > before_)
+            AND fresh < (SELECT count(*) FROM unnest(p_ids) x(id) JOIN job j ON j.id = x.id WHERE j.seq + 0 > before_)
         THEN
             -- Somebody else has stored one of them between our look at the numbers and our insert.
             PERFORM begin_again();
@@ -65,7 +65,7 @@ BEGIN
         RETURN QUERY
         SELECT x.place::integer, encode(uuid_send(x.id), 'hex')
         FROM unnest(p_ids) WITH ORDINALITY x(id, place) JOIN job j ON j.id = x.id
-        WHERE j.seq <= before_;
+        WHERE j.seq + 0 <= before_;
     END IF;
 END $$;
 
@@ -151,7 +151,7 @@ BEGIN
     INTO mine, staged, queues FROM stored;
     fresh := ARRAY(
         SELECT j.seq FROM unnest(p_ids, holders) WITH ORDINALITY x(id, holder, place)
-        LEFT JOIN job j ON j.id = x.id AND j.seq > before_ AND x.holder IS NULL ORDER BY x.place
+        LEFT JOIN job j ON j.id = x.id AND j.seq + 0 > before_ AND x.holder IS NULL ORDER BY x.place
     );
     IF num_nonnulls(VARIADIC fresh) > coalesce(cardinality(mine), 0) THEN
         -- Some of them have been stored by somebody else just now.
@@ -240,7 +240,7 @@ BEGIN
         WHERE (p_specs -> (x.child - 1) ->> 'flags')::integer & 6 = 0 ORDER BY x.child
     LOOP
         IF (c.spot < c.child AND c.spot = ANY (found_))
-            OR EXISTS (SELECT 1 FROM job f WHERE f.id = c.parent AND f.state > 5)
+            OR EXISTS (SELECT 1 FROM job f WHERE f.id = c.parent AND f.state + 0 > 5)
         THEN
             found_ := found_ || c.child;
         END IF;
@@ -282,7 +282,7 @@ BEGIN
     END IF;
     -- A parent that has succeeded by now may be pruned before its child is admitted, and is done with at once.
     INSERT INTO parent (child, place, parent, done)
-    SELECT c.child, min(c.number), c.parent, EXISTS (SELECT 1 FROM job f WHERE f.id = c.parent AND f.state = 5)
+    SELECT c.child, min(c.number), c.parent, EXISTS (SELECT 1 FROM job f WHERE f.id = c.parent AND f.state + 0 = 5)
     FROM unnest(children, parents) WITH ORDINALITY c(child, parent, number)
     WHERE c.child IS NOT NULL GROUP BY c.child, c.parent;
 END $$;

@@ -7,6 +7,8 @@
 --                          and counts that. The caller passes its seq to let_go.
 --   end_pending(p_seq bigint, p_state smallint, p_reason text, p_now bigint) -> boolean
 --                          The same for another finished state.
+--   end_plain(p_seqs bigint[], p_state smallint, p_reason text, p_now bigint)
+--                          The same for many whose end concerns nobody else.
 --   let_go(p_seqs bigint[], p_now bigint)
 --                          Gives back what jobs held that have just reached a finished state (written and counted
 --                          already, flags untouched), and tells their children, and theirs, in this order.
@@ -35,6 +37,21 @@ BEGIN
     UPDATE job SET state = p_state, finished_at = p_now, reason = coalesce(p_reason, reason) WHERE seq = p_seq;
     PERFORM count_move(j.queue, j.priority, j.state, p_state);
     RETURN true;
+END $$;
+
+-- Those of these jobs that still are pending, all at once. Rows that somebody is leasing just now are waited for.
+CREATE OR REPLACE FUNCTION end_plain(p_seqs bigint[], p_state smallint, p_reason text, p_now bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH before AS MATERIALIZED (
+        SELECT seq, state FROM job WHERE seq = ANY (p_seqs) AND state + 0 < 4 ORDER BY seq FOR UPDATE
+    ), ended AS (
+        UPDATE job j SET state = p_state, finished_at = p_now, reason = coalesce(p_reason, j.reason)
+        FROM before b WHERE j.seq = b.seq RETURNING j.queue, j.priority, b.state
+    )
+    INSERT INTO lane_news (queue, priority, state, n)
+    SELECT e.queue, e.priority, s.state, sum(s.sign) FROM ended e
+    CROSS JOIN LATERAL (VALUES (e.state, -1), (p_state, 1)) s(state, sign) GROUP BY e.queue, e.priority, s.state;
 END $$;
 
 CREATE OR REPLACE FUNCTION let_go(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$

@@ -25,8 +25,7 @@
 --                                         Gate held. Lets a job that wants to run now into its lane, or parks it;
 --                                         from whatever state it is in, which it counts. `p_run_at` is the moment
 --                                         since when it is ready, NULL: now. Answers the new state, 2 or 3.
---   join_key(p_key text, p_room integer, p_now bigint)      Gate held. Counts an unfinished job to its key.
---   rejoin_key(p_key text, p_room integer)                  The same for a replayed one.
+--   rejoin_key(p_key text, p_room integer)                  Gate held. Counts a replayed job to its key.
 --   forget_heads()         To be called when jobs became READY without `enter`: some may be ahead of where claims begin.
 --   free_place(p_key text, p_now bigint), leave_key(p_key text)        Gate held. Used by let_go.
 --
@@ -39,6 +38,9 @@
 --   A function that is called from outside sets `search_path`, and `enable_seqscan = off`, so that no plan is kept from
 --   the time when tables were small. What is off makes plans seem dear, for which the server would compile them: so
 --   `jit = off` goes with it.
+--   Plans are made when a session first performs a statement, perhaps on empty tables, and kept while these grow. So rows that
+--   are looked up by id or seq are looked up by nothing else that has an index, be it a partial one: `state + 0 = 5`,
+--   `seq + 0 > x`. And where two lists are joined, one of them must be a table: nested loops over both are all that is left.
 --   Only enqueue and admit deal with staged jobs. One may be cancelled, deleted and reprioritised like others.
 
 -- The server's time, which moves on within a transaction.
@@ -241,15 +243,7 @@ END $$;
 
 -- -- keys ----------------------------------------------------------------------------------------
 
--- The key has as many places from now on as this job says.
-CREATE OR REPLACE FUNCTION join_key(p_key text, p_room integer, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO room (key, room, used, jobs) VALUES (p_key, p_room, 0, 1)
-    ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = room.jobs + 1;
-    PERFORM admit_parked(p_key, p_now);
-END $$;
-
--- What later jobs said of its places goes on to hold.
+-- What later jobs said of its places (see `admit`) goes on to hold.
 CREATE OR REPLACE FUNCTION rejoin_key(p_key text, p_room integer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO room (key, room, used, jobs) VALUES (p_key, p_room, 0, 1)

@@ -15,7 +15,6 @@ DECLARE
     seq_ bigint;
     orders_ boolean;
     rings_ boolean := false;
-    move_ record;
 BEGIN
     PERFORM durable();
     IF cardinality(p_seqs) = 0 THEN
@@ -25,7 +24,7 @@ BEGIN
     PERFORM wait_for(p_seqs, p_more > 0);
     now_ := coalesce(p_now, ferryman_now());
     SELECT array_agg(seq) INTO seqs_ FROM (
-        SELECT seq FROM job WHERE seq = ANY(p_seqs) AND (state < 4 OR state = 4 AND flags & 128 = 0)
+        SELECT seq FROM job WHERE seq = ANY(p_seqs) AND (state < 4 OR state + 0 = 4 AND flags & 128 = 0)
         ORDER BY seq LIMIT p_limit FOR UPDATE SKIP LOCKED
     ) j;
     IF seqs_ IS NULL THEN
@@ -33,7 +32,7 @@ BEGIN
     END IF;
 
     WITH asked AS (
-        UPDATE job SET flags = flags | 128 WHERE seq = ANY(seqs_) AND state = 4 RETURNING seq, worker, id, lease
+        UPDATE job SET flags = flags | 128 WHERE seq = ANY(seqs_) AND state + 0 = 4 RETURNING seq, worker, id, lease
     )
     INSERT INTO worker_order (worker, kind, job, lease, reason)
     SELECT worker, 'cancel', id, lease, p_reason FROM asked ORDER BY seq;
@@ -50,17 +49,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    FOR move_ IN
-        WITH before AS (
-            SELECT seq, state FROM job WHERE seq = ANY(seqs_) AND state < 4
-        ), after AS (
-            UPDATE job j SET state = 7, finished_at = now_, reason = coalesce(p_reason, reason)
-            FROM before WHERE j.seq = before.seq RETURNING j.queue, j.priority, before.state AS before
-        )
-        SELECT queue, priority, before, count(*)::integer AS n FROM after GROUP BY 1, 2, 3
-    LOOP
-        PERFORM count_move(move_.queue, move_.priority, move_.before, 7::smallint, move_.n);
-    END LOOP;
+    PERFORM end_plain(seqs_, 7::smallint, p_reason, now_);
     IF orders_ OR rings_ THEN
         PERFORM ring(orders_);
     END IF;
@@ -102,7 +91,7 @@ BEGIN
     PERFORM gate();
     PERFORM wait_for(p_seqs, p_more > 0);
     SELECT array_agg(seq) INTO seqs_ FROM (
-        SELECT seq FROM job WHERE seq = ANY(p_seqs) AND state >= 5 AND (flags & 96 = 0 OR id = ANY(taken_))
+        SELECT seq FROM job WHERE seq = ANY(p_seqs) AND state + 0 >= 5 AND (flags & 96 = 0 OR id = ANY(taken_))
         ORDER BY seq LIMIT p_limit FOR UPDATE SKIP LOCKED
     ) j;
     IF cardinality(taken_) > 0 THEN
@@ -131,7 +120,7 @@ BEGIN
         PERFORM count_move(job_.queue, job_.priority, job_.before, 2::smallint, job_.n);
     END LOOP;
     FOR job_ IN
-        SELECT seq, key, room, flags FROM job WHERE seq = ANY(seqs_) AND state >= 5 ORDER BY seq
+        SELECT seq, key, room, flags FROM job WHERE seq = ANY(seqs_) AND state + 0 >= 5 ORDER BY seq
     LOOP
         UPDATE job SET attempt = 0, deaths = 0, started_at = NULL, worker = NULL, deadline = NULL, missing = NULL,
             result_until = NULL, result = NULL, reason = NULL, progress = NULL, flags = flags & ~784
@@ -157,7 +146,7 @@ DECLARE
 BEGIN
     SELECT array_agg(unique_key), array_agg(id) INTO keys_, ids_ FROM (
         SELECT DISTINCT ON (unique_key) unique_key, id FROM job
-        WHERE seq = ANY(p_seqs) AND state >= 5 AND flags & 96 <> 0 ORDER BY unique_key, seq
+        WHERE seq = ANY(p_seqs) AND state + 0 >= 5 AND flags & 96 <> 0 ORDER BY unique_key, seq
     ) j;
     IF keys_ IS NULL THEN
         RETURN '{}';
@@ -218,7 +207,7 @@ BEGIN
     END LOOP;
     -- In a fair lane each needs a new place, at the end of its tenant's.
     FOR job_ IN
-        SELECT seq, queue, tenant FROM job WHERE seq = ANY(seqs_) AND state = 2
+        SELECT seq, queue, tenant FROM job WHERE seq = ANY(seqs_) AND state + 0 = 2
             AND queue IN (SELECT name FROM queue WHERE fair) ORDER BY seq
     LOOP
         UPDATE job SET tag = next_tag(job_.queue, p_priority, job_.tenant) WHERE seq = job_.seq;

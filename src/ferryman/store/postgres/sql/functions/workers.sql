@@ -38,7 +38,7 @@ BEGIN
     END IF;
     DELETE FROM worker_order o WHERE o.worker = w.id AND o.id <= p_heard;
     RETURN QUERY SELECT o.id,
-        o.job IS NULL OR EXISTS (SELECT 1 FROM job j WHERE j.id = o.job AND j.state = 4 AND j.lease = o.lease),
+        o.job IS NULL OR EXISTS (SELECT 1 FROM job j WHERE j.id = o.job AND j.state + 0 = 4 AND j.lease = o.lease),
         o.kind, encode(uuid_send(o.job), 'hex'), o.reason
     FROM worker_order o WHERE o.worker = w.id ORDER BY o.id;
     PERFORM fold();

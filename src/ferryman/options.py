@@ -133,6 +133,8 @@ def _problem(options: Options) -> str | None:
     priority = options.priority
     if isinstance(priority, str) and priority not in PRIORITIES:
         return f"priority {priority!r} is none of {', '.join(PRIORITIES)}, nor a number"
+    if not isinstance(priority, (int, str)):
+        return f"priority {priority!r} is no whole number"
     if isinstance(priority, int) and not MIN_PRIORITY <= priority <= MAX_PRIORITY:
         return f"priority {priority} does not lie between {MIN_PRIORITY} and {MAX_PRIORITY}"
     if not options.queue or len(options.queue) > 200:

@@ -61,6 +61,13 @@ def signals_of_children() -> list[bool]:
     return [status == 0, started.stdout.strip() == "True"]
 
 @app.task
+def spoil_the_thread():
+    def watch(frame, event, argument):
+        if frame.f_code.co_name == "_obey":
+            raise RuntimeError("spoilt")
+    sys.setprofile(watch)
+
+@app.task
 def leave_a_child_behind(ctx: Context):
     forked = os.fork()
     if not forked:
@@ -85,6 +92,11 @@ def start(tmp_path: Path) -> Iterator[Starter]:
     yield start
     for child in children:
         child.close()
+
+
+def run_many(child: Child) -> None:
+    for _ in range(1_000):
+        child.run("tasks.noop")
 
 
 def memory_of(pid: int) -> int:
@@ -255,3 +267,14 @@ def test_an_untouched_log_goes_to_stderr(start: Starter, tmp_path: Path) -> None
 
     assert b"INFO mine" in errors
     assert b"a line of mine" in errors
+
+
+def test_an_executor_that_cannot_listen_any_more_ends(start: Starter) -> None:
+    child = start()
+    child.run("tasks.spoil_the_thread")
+
+    # Sooner or later it is that thread that listens.
+    with pytest.raises(EOFError):
+        run_many(child)
+
+    assert child.wait() == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
+import socket
 import sys
 import threading
 import time
@@ -19,10 +20,11 @@ from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.job import Claim, Outcome, OutcomeKind, Snooze
 from ferryman.policy.retry import Retry
 from ferryman.store.records import JobNote
-from ferryman.worker import outbox, stopping
-from ferryman.worker.frames import Kind, Track, encode_batch
+from ferryman.worker import outbox, stopping, threads
+from ferryman.worker.frames import Assignment, Kind, Track, encode_batch
 from ferryman.worker.judge import Stop
-from ferryman.worker.stopping import stop_job
+from ferryman.worker.slots import SlotTable
+from ferryman.worker.stopping import Place, stop_job
 
 from .supervising import PATIENCE, InProcess, claim
 
@@ -59,6 +61,16 @@ def _restless() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(usual)
+
+
+def place_of(executor: InProcess, running: Assignment) -> Place:
+    """Where a job runs."""
+    (place,) = [
+        each
+        for each in executor.executor._threads._places
+        if each.job is not None and each.job.serial == running.serial
+    ]
+    return place
 
 
 def gate(name: str) -> str:
@@ -433,14 +445,13 @@ def test_an_error_after_a_soft_timeout_is_judged_as_that_error(executor: InProce
 
 def test_a_stop_that_looks_too_late_spares_the_next_job() -> None:
     executor = InProcess(app, places=1)
-    (place,) = executor.executor._threads._places
     gate("open")
     (ended,) = executor.assign([claim("noop")])
     executor.outcome(ended)
     (running,) = executor.assign([claim("pass_gate", {"gate": "open"})])
     executor.notes(1)
 
-    stop_job(place, ended, Stop(SoftTimeout))
+    stop_job(place_of(executor, running), ended, Stop(SoftTimeout))
     gates["open"].set()
 
     assert executor.outcome(running).kind is OutcomeKind.SUCCEEDED
@@ -449,11 +460,11 @@ def test_a_stop_that_looks_too_late_spares_the_next_job() -> None:
 
 def test_a_stop_that_arrives_after_the_tasks_end_changes_nothing() -> None:
     executor = InProcess(app, places=1)
-    (place,) = executor.executor._threads._places
     gate("open")
     (running,) = executor.assign([claim("pass_gate", {"gate": "open"})])
     executor.notes(1)
 
+    place = place_of(executor, running)
     with place.lock:
         # As `_stop` does, but the task ends between its look and its shot.
         place.stop = Stop(SoftTimeout)
@@ -587,6 +598,64 @@ def test_in_whatever_bursts_jobs_come_every_place_is_taken_and_somebody_listens(
         assert len({outcome.id for outcome in executor.outcomes(burst)}) == burst
         executor.notes(burst - min(3, burst))
     executor.close()
+
+
+def test_no_job_is_started_before_one_that_came_earlier_and_waits() -> None:
+    table = SlotTable.create(2)
+    here, there = socket.socketpair()
+    to_come = [[1], [2], [3, 4]]
+
+    def listen() -> bool:
+        if to_come:
+            track.feed([Assignment(serial, claim("noop")) for serial in to_come.pop(0)])
+            return True
+        return False
+
+    track = threads.ThreadTrack({}, "app", outbox.Outbox(here), table, listen, lambda: None)
+    # No thread runs: what goes into the queue waits there. The first job is the leader's own, and others lead after that.
+    own = [track._lead()]
+    call = track._inbox.get_nowait()
+    track._inbox.put(Assignment(0, claim("noop")))
+    own.append(track._lead())
+
+    waiting = [track._inbox.get_nowait() for _ in range(4)]
+    assert [each.serial for each in own if each] == [1]
+    assert call is threads._Call.LEAD
+    assert [each.serial for each in waiting if isinstance(each, Assignment)] == [0, 2, 3, 4]
+    for sock in (here, there):
+        sock.close()
+    table.close()
+
+
+@pytest.mark.usefixtures("_restless")
+def test_what_the_slots_say_was_started_never_grows_less(executor: InProcess) -> None:
+    dice = random.Random(11)
+    over = threading.Event()
+    said = [0]
+
+    def watch() -> None:
+        while not over.is_set():
+            said.append(executor.table.started_upto("thread"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(400):
+        executor.outcomes(len(executor.assign([claim("noop") for _ in range(dice.randrange(1, 4))])))
+    over.set()
+    watcher.join()
+
+    assert said == sorted(said)
+    assert executor.table.started_upto("thread") == executor.serials["thread"]
+
+
+def test_an_outcome_goes_out_at_once_if_no_job_waits(
+    executor: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever leaves it to the flusher would wait for that long.
+    monkeypatch.setattr(outbox, "_CADENCE_NS", 10**12)
+
+    for _ in range(200):
+        assert executor.run("noop").kind is OutcomeKind.SUCCEEDED
 
 
 def test_a_drained_executor_gives_back_finishes_and_says_goodbye(executor: InProcess) -> None:

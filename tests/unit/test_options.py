@@ -23,6 +23,7 @@ from ferryman.options import Unique
         ({"result_ttl": 2**63}, "result_ttl must lie"),
         ({"unique": math.inf}, "unique must lie"),
         ({"unique": Unique(period=-1)}, "unique must lie"),
+        ({"priority": 1.0}, "priority 1.0 is no whole number"),
         ({"key": "k", "room": 0}, "room must lie between 1 and 2,147,483,647"),
         ({"key": "k", "room": 2**31}, "room must lie"),
         ({"max_memory": -1}, "max_memory must not be negative"),

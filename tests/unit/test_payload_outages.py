@@ -279,7 +279,7 @@ def test_a_place_of_a_worker_asks_for_nothing_more_while_it_has_no_answer(
     (late,) = executor.assign([_large(app, track)], track)
 
     assert (outcome.kind, was_asked_for) == (OutcomeKind.SNOOZED, False)
-    assert "an earlier question has no answer yet" in str(outcome.reason)
+    assert "earlier questions have no answer yet" in str(outcome.reason)
     assert executor.outcome(late).kind is OutcomeKind.SUCCEEDED
     executor.close()
 

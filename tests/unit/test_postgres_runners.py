@@ -70,6 +70,14 @@ def test_the_time_is_left_to_the_server_unless_there_is_a_clock(bench: Bench) ->
     assert answers == [[(None, False)], [(1_234, False)], [(2_234, False)]]
 
 
+def test_large_statements_of_one_transaction_do_not_wait_for_each_other_to_be_sent(bench: Bench) -> None:
+    large = b"x" * (3 << 20)
+
+    answers = bench.runner.run_all([bench.ask("SELECT %s::bytea", large) for _ in range(5)])
+
+    assert answers == [[(large,)]] * 5
+
+
 def test_an_operation_that_asks_nothing_needs_no_server() -> None:
     def nothing(_: int) -> Requests[str]:
         return "nothing to do"
@@ -128,6 +136,7 @@ def test_a_second_request_of_an_operation_is_a_mistake_of_its_own(bench: Bench) 
         ("uuid", [str(uuid.UUID(int=1)), None]),
         ("bytea", [b"", b"\0", b"same length", b"other length", None]),
         ("bytea", [b"same"] * 3),
+        ("bytea", [bytearray(b"other"), memoryview(b"kinds")]),
         ("text", ["", "ä", "NULL", None, '{"}', "a,b"]),
         ("text", ["default"] * 4),
         ("text", [None, None]),
@@ -182,6 +191,8 @@ def test_long_lists_arrive_as_they_were_sent(bench: Bench) -> None:
         ("integer[]", [1, "a"]),
         ("uuid", "nonsense"),
         ("uuid[]", ["00"]),
+        ("uuid[]", [("ab " * 11)[:32]]),
+        ("jsonb", 5),
         ("jsonb", "{"),
     ],
 )

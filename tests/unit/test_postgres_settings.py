@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,7 @@ from ferryman.store.open import open_store
 from ferryman.store.port import Store
 from ferryman.store.records import Take
 from tests.conformance.driver import W1, Ferry
+from tests.services.shared import postgres_url
 from tests.unit.postgres_bench import until
 
 
@@ -67,6 +69,27 @@ def test_a_worker_that_is_taken_for_dead_while_it_claims_gets_nothing_at_any_iso
             claim.result()
     assert [job.state for job in ferry.jobs()] == [State.READY]
     ferry.store.close()
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_programs_that_start_together_make_the_tables_once_at_any_isolation(level: str) -> None:
+    barrier = threading.Barrier(4)
+
+    def start(store: Store) -> int:
+        barrier.wait(10)
+        moment: int = store.runner().run(store.time())
+        return moment
+
+    for number in range(3):
+        schema = f"together_{number}_{level[:4]}"
+        fresh = under(f"{postgres_url()}?schema={schema}", "default_transaction_isolation", level)
+        stores = [open_store(fresh) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(start, stores))
+        for store in stores:
+            store.close()
+        with psycopg.connect(postgres_url(), autocommit=True) as admin:
+            admin.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 def test_a_child_that_comes_while_a_transaction_that_sees_the_past_ends_its_parent_is_not_forgotten(

@@ -49,7 +49,7 @@ def test_a_finished_job_still_counts_as_started(table: SlotTable) -> None:
     assert [running.serial for running in table.running("thread")] == [4]
 
 
-@pytest.mark.parametrize(("track", "slots"), [("thread", (0, 1, 2)), ("loop", (3, 4, 5))])
+@pytest.mark.parametrize(("track", "slots"), [("thread", (0, 1, 2)), ("loop", (4, 5, 6))])
 def test_a_job_whose_arguments_are_fetched_neither_runs_nor_was_started(
     table: SlotTable, track: Track, slots: tuple[int, int, int]
 ) -> None:

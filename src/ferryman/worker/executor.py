@@ -11,7 +11,6 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from ferryman.app import App
@@ -71,8 +70,6 @@ class Executor:
         self._tracks_lock = threading.Lock()
         self._drains = False
         self._reader = FrameReader()
-        self._all_said: Future[None] = Future()
-        """Done when nothing more will be heard."""
 
     def run(self) -> bool:
         """Serve until told to end. True once drained, False if the supervisor is gone.
@@ -85,7 +82,7 @@ class Executor:
         self._threads.start()
         if self._loop is not None:
             self._loop.start()
-        self._all_said.result()
+        self._threads.all_said.result()
         with self._tracks_lock:
             if self._tracks == 0:
                 return True
@@ -103,10 +100,6 @@ class Executor:
             log.critical("the executor stops: %s", error)
         except OSError:
             pass  # The supervisor is gone, as if it had closed the socket.
-        except BaseException as error:
-            self._all_said.set_exception(error)
-            return False
-        self._all_said.set_result(None)
         return False
 
     def _obey(self, kind: Kind, body: object) -> None:

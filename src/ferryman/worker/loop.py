@@ -78,11 +78,11 @@ class LoopTrack:
         self._table = table
         self._on_end = on_end
         self._waiting: collections.deque[Assignment] = collections.deque()
-        self._free = list(range(2 * table.places - 1, table.places - 1, -1))
+        self._free = list(reversed(table.slots_of("loop")))
         self._runs: dict[int, _Run] = {}
         self._cancels: dict[int, Stop] = {}
         """By serial number, of jobs that have not been started."""
-        self._fetcher = Fetcher()
+        self._fetcher = Fetcher(table.places)
         self._fetching: dict[int, asyncio.Future[Claim | Outcome | None]] = {}
         """By serial number, arguments on their way from a place outside the store."""
         self._stowing: set[asyncio.Future[Outcome | None]] = set()
@@ -170,7 +170,7 @@ class LoopTrack:
         late = self._loop.call_later(seconds, _answer, fetching, judge_late(claim, seconds))
         fetching.add_done_callback(lambda _: late.cancel())
         fetching.add_done_callback(lambda done: self._fetched(assignment, slot, done.result()))
-        self._fetcher.ask(slot, runnable, claim, lambda answer: self._call(_answer, fetching, answer))
+        self._fetcher.ask(runnable, claim, lambda answer: self._call(_answer, fetching, answer))
 
     def _fetched(self, assignment: Assignment, slot: int, fetched: Claim | Outcome | None) -> None:
         """The claim with its arguments, or what becomes of the job without; None if it was called away."""

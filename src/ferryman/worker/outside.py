@@ -64,31 +64,28 @@ class Fetcher:
     """Fetches arguments for the places of one track. Thread-safe.
 
     What hangs may never let go of the thread that asks it, and when it does, each such thread holds a payload. So there
-    are no more of them than places: while one that a place has asked for has not come, its next job is put off at once.
+    are no more of them than places: while as many have no answer, the next job is put off at once.
     """
 
-    __slots__ = ("_asked",)
+    __slots__ = ("_free",)
 
-    def __init__(self) -> None:
-        self._asked: set[int] = set()
-        """The slots of places whose question has no answer yet, whether somebody still waits for it or not."""
+    def __init__(self, places: int) -> None:
+        self._free = threading.Semaphore(places)
+        """One less for each question that has no answer yet, whether somebody still waits for it or not."""
 
-    def ask(
-        self, slot: int, runnable: Runnable, claim: Claim, answer: Callable[[Claim | Outcome], object]
-    ) -> None:
+    def ask(self, runnable: Runnable, claim: Claim, answer: Callable[[Claim | Outcome], object]) -> None:
         """Hand over the claim with the arguments themselves, or the outcome if they cannot be had: the job is dead if
         they are gone, and waits whatever else keeps them away."""
-        if slot in self._asked:
-            answer(_put_off(claim, "an earlier question has no answer yet"))
+        if not self._free.acquire(blocking=False):
+            answer(_put_off(claim, "earlier questions have no answer yet"))
             return
-        self._asked.add(slot)
 
         def fetch() -> Claim | Outcome:
             try:
                 return _fetch(runnable, claim)
             finally:
                 # Ahead of the answer: whoever has that may ask again.
-                self._asked.discard(slot)
+                self._free.release()
 
         aside(fetch, answer)
 

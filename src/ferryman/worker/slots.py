@@ -1,9 +1,9 @@
 """A table in shared memory that says what an executor runs: readable after the executor was killed.
 
-Each track has a slot for each place: the serial number of the job that it runs or ran last, and since when
-it runs (0 if it does not). Since the jobs of a track are started in the order of their serial numbers,
-the largest one in its slots tells what was started and what was not; save those whose arguments are still being
-fetched, of which their own slots say so.
+Each track has a slot for each place, and that of threads one more, since it has a thread more than places: the
+serial number of the job that it runs or ran last, and since when it runs (0 if it does not). Since the jobs of a track
+are started in the order of their serial numbers, the largest one in its slots tells what was started and what was not;
+save those whose arguments are still being fetched, of which their own slots say so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def monotonic_ms() -> int:
 
 
 class SlotTable:
-    """Slots ``0 … places - 1`` are the thread track's, the next `places` the loop's.
+    """Slots ``0 … places`` are the thread track's, the next `places` the loop's (`slots_of`).
 
     Each slot has one writer at a time; anybody may read. Every write is one aligned word, which readers see
     whole.
@@ -50,14 +50,14 @@ class SlotTable:
         """The table behind a file descriptor, which is kept open."""
         self.fd = fd
         self.places = places
-        self._map = mmap.mmap(fd, 2 * places * _SLOT_BYTES)
+        self._map = mmap.mmap(fd, _size(places))
         self._words = memoryview(self._map).cast("Q")
 
     @classmethod
     def create(cls, places: int) -> SlotTable:
         """An empty table. Its `fd` can be handed to a child process."""
         fd = _memory_file()
-        os.ftruncate(fd, 2 * places * _SLOT_BYTES)
+        os.ftruncate(fd, _size(places))
         return cls(fd, places)
 
     def close(self) -> None:
@@ -84,37 +84,43 @@ class SlotTable:
         """The job has ended; its serial number stays."""
         self._words[2 * slot + 1] = 0
 
+    def slots_of(self, track: Track) -> range:
+        """A track's slots."""
+        threads = self.places + 1
+        return range(threads) if track == "thread" else range(threads, threads + self.places)
+
     def started_upto(self, track: Track) -> int:
         """The largest serial number that was started, or fetched for, on a track; 0 if there was none."""
-        first = self._first(track)
-        return max(self._words[first : first + 2 * self.places : 2])
+        return max(self._words_of(track)[::2])
 
     def has_started(self, track: Track, serial: int) -> bool:
         """Whether a job of a track was started."""
-        first = self._first(track)
-        words = self._words[first : first + 2 * self.places].tolist()
+        words = self._words_of(track)
         if serial > max(words[::2]):
             return False
         return (serial, _FETCHING) not in zip(words[::2], words[1::2], strict=True)
 
     def is_fetching(self, track: Track, serial: int) -> bool:
         """Whether the arguments of a job of a track are on their way, or were when the executor was killed."""
-        first = self._first(track)
-        words = self._words[first : first + 2 * self.places].tolist()
+        words = self._words_of(track)
         return (serial, _FETCHING) in zip(words[::2], words[1::2], strict=True)
 
     def running(self, track: Track) -> list[Running]:
         """What runs on a track at this moment, or ran when the executor was killed."""
-        first = self._first(track)
-        words = self._words[first : first + 2 * self.places].tolist()
+        words = self._words_of(track)
         return [
             Running(serial, since)
             for serial, since in zip(words[::2], words[1::2], strict=True)
             if since > _FETCHING
         ]
 
-    def _first(self, track: Track) -> int:
-        return 0 if track == "thread" else 2 * self.places
+    def _words_of(self, track: Track) -> list[int]:
+        slots = self.slots_of(track)
+        return self._words[2 * slots.start : 2 * slots.stop].tolist()
+
+
+def _size(places: int) -> int:
+    return (2 * places + 1) * _SLOT_BYTES
 
 
 def _memory_file() -> int:

@@ -4,8 +4,8 @@ Who listens
 -----------
 A thread that is woken costs a job as much time as all else in its executor. So no thread is there to listen alone; they
 take turns, as leader and followers (Schmidt, O'Ryan, Kircher and Pyarali, 2000). The leader waits for what the
-supervisor says. If it is a job, and there are threads for all that are not done, the leader calls a follower to lead,
-and runs the job itself. There is one thread more than places: whatever the others run, one listens.
+supervisor says. If it is a job, no other waits, and there are threads for all that are not done, the leader calls a
+follower to lead, and runs the job itself. There is one thread more than places: whatever the others run, one listens.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import queue
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from ferryman.context import Cancelled, Context, Stopped
@@ -83,16 +83,19 @@ class ThreadTrack:
         self._table = table
         self._listen = listen
         self._on_end = on_end
+        self.all_said: Future[None] = Future()
+        """Done when nothing more will be heard; or an exception of a thread that should not have ended."""
         self._inbox: queue.SimpleQueue[Assignment | _Call] = queue.SimpleQueue()
         self._heard: list[Assignment] = []
         """By the leader, just now, and not put into the queue yet."""
-        self._places = [Place(slot) for slot in range(table.places)]
-        self._free = deque(self._places)
+        self._places = [Place(slot) for slot in table.slots_of("thread")]
+        """One for each thread: so the serial numbers that a slot shows only grow."""
+        self._most = table.places
         self._given = 0
         """Jobs that went to threads or into the queue; those that were recalled are not counted."""
-        self._done = [0] * (table.places + 1)
+        self._done = [0] * len(self._places)
         """How many of them each thread has had done."""
-        self._fetcher = Fetcher()
+        self._fetcher = Fetcher(table.places)
         self._cancels: dict[int, Stop] = {}
         """By serial number, until the job has ended."""
         self._ends = False
@@ -105,9 +108,9 @@ class ThreadTrack:
         never touched takes no memory."""
         self._timekeeper.start()
         self._inbox.put(_Call.LEAD)
-        for number in range(len(self._done)):
-            name = f"ferryman-{number}"
-            threading.Thread(target=self._serve, args=(number,), name=name, daemon=True).start()
+        for place in self._places:
+            name = f"ferryman-{place.slot}"
+            threading.Thread(target=self._serve, args=(place,), name=name, daemon=True).start()
 
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order."""
@@ -145,8 +148,9 @@ class ThreadTrack:
         arguments are being fetched are given back."""
         # Told before looking, as in `cancel`.
         self._ends = True
-        for place in self._places:
+        for _ in range(self._most):
             self._inbox.put(_Call.END)
+        for place in self._places:
             if (fetching := place.fetching) is not None:
                 fetching.answers.put(None)
 
@@ -170,14 +174,44 @@ class ThreadTrack:
         self._heard.clear()
         return waiting
 
+    def _serve(self, place: Place) -> None:
+        try:
+            self._take_turns(place)
+        except BaseException as error:
+            # Perhaps it was to listen, and nobody does now.
+            with contextlib.suppress(InvalidStateError):
+                self.all_said.set_exception(error)
+
+    def _take_turns(self, place: Place) -> None:
+        take, clock = self._inbox.get, time.monotonic_ns
+        settle, finish = self._outbox.settle, self._table.finish
+        done, number = self._done, place.slot
+        place.thread = threading.get_ident()
+        while (found := take()) is not _Call.END:
+            assignment = self._lead() if found is _Call.LEAD else found
+            if assignment is None:
+                self.all_said.set_result(None)
+                return
+            outcome = self._attempt(place, assignment)
+            if outcome is None:
+                done[number] += 1
+                continue
+            # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
+            finish(number)
+            if outcome.result is not None:
+                outcome = self._stowed(assignment, outcome)
+            done[number] += 1
+            settle(outcome, clock(), self._given - sum(done) < self._most)
+        self._count_down()
+
     def _lead(self) -> Assignment | None:
         """Listen for all until there is a job for this thread itself, and another one leads. None: all has been said."""
         while self._listen():
             heard, self._heard = self._heard, []
             self._given += len(heard)
             own = None
-            # With so few, each will find a place, and after them the call to lead will find a thread.
-            if heard and self._given - sum(self._done) <= len(self._places):
+            # None that waits may be started after a later one. And of so few, each has a thread, as has the call to lead.
+            if heard and self._inbox.empty() and self._given - sum(self._done) <= self._most:
                 own, *heard = heard
             for assignment in heard:
                 self._inbox.put(assignment)
@@ -185,29 +219,6 @@ class ThreadTrack:
                 self._inbox.put(_Call.LEAD)
                 return own
         return None
-
-    def _serve(self, number: int) -> None:
-        take, is_idle, clock = self._inbox.get, self._inbox.empty, time.monotonic_ns
-        free, done = self._free, self._done
-        settle, finish = self._outbox.settle, self._table.finish
-        while (found := take()) is not _Call.END:
-            assignment = self._lead() if found is _Call.LEAD else found
-            if assignment is None:
-                return
-            place = free.pop()
-            place.thread = threading.get_ident()
-            outcome = self._attempt(place, assignment)
-            if outcome is not None:
-                # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
-                finish(place.slot)
-                if outcome.result is not None:
-                    outcome = self._stowed(assignment, outcome)
-            # In this order: who leads relies on it that for what is done a place is free.
-            free.append(place)
-            done[number] += 1
-            if outcome is not None:
-                settle(outcome, clock(), is_idle())
-        self._count_down()
 
     def _count_down(self) -> None:
         with self._left_lock:
@@ -265,7 +276,7 @@ class ThreadTrack:
         if self._ends or serial in self._cancels:
             answers.put(None)
         else:
-            self._fetcher.ask(place.slot, runnable, claim, answers.put)
+            self._fetcher.ask(runnable, claim, answers.put)
         seconds = fetches_within(runnable, claim)
         try:
             fetched = answers.get(timeout=seconds)

@@ -14,7 +14,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from ferryman.io.postgres.address import Address
 from ferryman.io.postgres.failures import lost, unreachable
 from ferryman.io.postgres.performing import Attempt, Rows
-from ferryman.io.postgres.talk import Talk
+from ferryman.io.postgres.talk import ISOLATION, Talk
 
 __all__ = ["AsyncSession", "Session", "aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
 
@@ -38,7 +38,9 @@ def connect(address: Address, conninfo: str | None = None) -> Session:
     """Open a connection, each statement of which is a transaction of its own. Raises StoreError."""
     try:
         connection = Session.connect(conninfo or address.conninfo, **_OPTIONS)
-        connection.talk = _talk(connection, connection.execute(_WHO_SERVES).fetchone())
+        is_strict = _begin_talk(connection, connection.execute(_WHO_SERVES).fetchone())
+        if is_strict:
+            connection.set_isolation_level(ISOLATION)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
@@ -48,7 +50,9 @@ async def aconnect(address: Address) -> AsyncSession:
     """`connect`, awaited."""
     try:
         connection = await AsyncSession.connect(address.conninfo, **_OPTIONS)
-        connection.talk = _talk(connection, await (await connection.execute(_WHO_SERVES)).fetchone())
+        is_strict = _begin_talk(connection, await (await connection.execute(_WHO_SERVES)).fetchone())
+        if is_strict:
+            await connection.set_isolation_level(ISOLATION)
     except psycopg.Error as error:
         raise unreachable(address, error) from error
     return connection
@@ -59,13 +63,16 @@ _OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None, "clie
 _WHO_SERVES = "SELECT pg_backend_pid(), current_setting('default_transaction_isolation') <> 'read committed'"
 
 
-def _talk(connection: AnyConnection, answer: tuple[int, bool] | None) -> Talk:
+def _begin_talk(connection: Session | AsyncSession, answer: tuple[int, bool] | None) -> bool:
+    """Answers whether transactions have to ask for `ISOLATION`."""
     assert answer is not None
     served_by, is_strict = answer
     _connections.add(connection)
     # Prepared statements belong to a session, which behind a pooler is another one each time; and a pooler tells of a
     # process of its own making.
-    return Talk(connection, prepares=served_by == connection.pgconn.backend_pid, strict=is_strict)
+    prepares = served_by == connection.pgconn.backend_pid
+    connection.talk = Talk(connection, prepares=prepares, strict=is_strict)
+    return is_strict
 
 
 def is_alive(connection: AnyConnection) -> bool:

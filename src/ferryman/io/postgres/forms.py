@@ -48,7 +48,7 @@ class Form(NamedTuple):
                 None if param is None else encode(param)
                 for param, encode in zip(params, self.encoders, strict=True)
             ]
-        except (OverflowError, TypeError, ValueError, struct.error) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError, struct.error) as error:
             raise psycopg.DataError(f"a value cannot be sent: {error}") from error
 
 
@@ -131,15 +131,18 @@ def _encode_text(item: str | float) -> bytes:
     raise TypeError(f"{type(item).__name__} is no text")
 
 
-def _encode_bytea(item: bytes) -> bytes:
-    if isinstance(item, bytes):
-        return item
+def _encode_bytea(item: bytes | bytearray | memoryview) -> bytes:
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return bytes(item)
     raise TypeError(f"{type(item).__name__} is no bytes")
 
 
 def _encode_uuid(item: str) -> bytes:
-    # As ids are written; what else is a UUID is one all the same.
-    return bytes.fromhex(item) if len(item) == 32 else uuid.UUID(item).bytes
+    # As ids are written; what else is a UUID is one all the same. Blanks do not count in either, so the length does.
+    value = bytes.fromhex(item) if len(item) == 32 else uuid.UUID(item).bytes
+    if len(value) != 16:
+        raise ValueError(f"{item!r} is no UUID")
+    return value
 
 
 def _encode_bool(item: bool) -> bytes:

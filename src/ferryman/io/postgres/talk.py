@@ -35,6 +35,9 @@ _MOST_PREPARED = 200
 """Statements that the server keeps prepared for a connection. There are some hundred; those that look for jobs have a text
 for each combination of conditions."""
 
+_MUCH = 1 << 20
+"""Bytes of one statement after which what is to be sent is sent."""
+
 _BEGIN = f"BEGIN ISOLATION LEVEL {ISOLATION.name.replace('_', ' ')}".encode()
 _BE_IMPATIENT = b"SET LOCAL lock_timeout = %d" % _PATIENCE_MS
 _COMMIT = b"COMMIT"
@@ -93,6 +96,9 @@ class Talk:
             server.send_query_params(text, None)
         for form, its_values in zip(forms, values, strict=True):
             self._send(form, its_values)
+            if sum([len(value) for value in its_values if value]) > _MUCH:
+                # All of a group would fill more than libpq has room for.
+                yield from generators.send(server)
         server.send_query_params(_COMMIT, None)
         server.pipeline_sync()
         yield from generators.send(server)

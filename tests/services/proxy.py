@@ -22,8 +22,8 @@ QUIET = 0.05
 """Seconds without a word after which a server is taken to have answered in full."""
 
 # A statement's name and text in a Parse message, and its name in a Bind message, behind which come small numbers.
-PARSE = re.compile(rb"(_pg3_[0-9a-f]+)\0([A-Z][^\0]+)\0")
-BIND = re.compile(rb"\0(_pg3_[0-9a-f]+)\0\0")
+PARSE = re.compile(rb"(ferryman_[0-9]+)\0([A-Z][^\0]+)\0")
+BIND = re.compile(rb"\0(ferryman_[0-9]+)\0\0")
 
 # Closing then sends a reset at once, as a host does that has lost its memory of the connection.
 NO_LINGER = struct.pack("ii", 1, 0)

@@ -156,7 +156,7 @@ def test_a_worker_that_says_what_is_not_known_here_is_still_seen(ferry: Ferry) -
     records = ferry.run(ferry.store.workers(alive=True))
 
     assert [record.lease_until - ferry.clock.now() for record in records] == [LEASE, 5_000, 6_000]
-    assert [record.info.id for record in records][2] == W3
+    assert [record.info.id for record in records] == [W1, W2, W3]
 
 
 def test_those_that_are_alive_can_be_asked_for_alone(ferry: Ferry) -> None:

@@ -188,6 +188,9 @@ BATCHES: dict[str, Batch] = {
     "scheduled": _enqueue(lambda number: {"delay": 3_600_000}),
     "enqueued again": _again,
     "fair": _enqueue(lambda number: {"queue": "fair", "tenant": str(number % 50)}),
+    "fair, some of them later": _enqueue(
+        lambda number: {"queue": "fair", "tenant": "one", "delay": 1_000 * (number % 2)}
+    ),
     "bound": _enqueue(lambda number: {"queue": "wide"}),
     "dropping": _enqueue(lambda number: {"queue": "full"}),
     "of one key": _enqueue(lambda number: {"queue": "keyed", "key": "one"}),

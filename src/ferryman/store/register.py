@@ -15,38 +15,29 @@ __all__ = ["record_of"]
 _decode_info = msgspec.msgpack.Decoder(WorkerInfo).decode
 _decode_status = msgspec.msgpack.Decoder(WorkerStatus).decode
 
-_UNREADABLE = WorkerInfo(
-    id=WorkerId("?"),
-    host="?",
-    place="?",
-    pid=0,
-    pid_birth=0,
-    queues=None,
-    tasks=(),
-    concurrency=0,
-    version="?",
-)
-
 
 def record_of(
-    info: bytes, status: bytes, times: Sequence[int], gone: Literal["stopped", "dead"] | None
+    name: str, info: bytes, status: bytes, times: Sequence[int], gone: Literal["stopped", "dead"] | None
 ) -> WorkerRecord:
-    """`times` are those of its register, its last heartbeat and the end of its lease.
+    """`times` are those of its registration, its last heartbeat and the end of its lease.
 
     What cannot be read, since a newer Ferryman wrote it, is no reason to leave a worker out: somebody must see that its
-    lease ends."""
+    lease ends.
+    """
     registered_at, seen_at, lease_until = times
     return WorkerRecord(
-        info=_info_of(info), status=_status_of(status), registered_at=registered_at, seen_at=seen_at,
+        info=_info_of(WorkerId(name), info), status=_status_of(status), registered_at=registered_at, seen_at=seen_at,
         lease_until=lease_until, gone=gone,
     )  # fmt: skip
 
 
-def _info_of(data: bytes) -> WorkerInfo:
+def _info_of(id_: WorkerId, data: bytes) -> WorkerInfo:
     try:
         return _decode_info(data)
     except msgspec.DecodeError:
-        return _UNREADABLE
+        return WorkerInfo(
+            id=id_, host="?", place="?", pid=0, pid_birth=0, queues=(), tasks=(), concurrency=0, version="?"
+        )
 
 
 def _status_of(data: bytes) -> WorkerStatus:

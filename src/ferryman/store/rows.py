@@ -64,10 +64,10 @@ def attempt_of(row: Sequence[Any]) -> Attempt:
 
 
 def workers_of(rows: Iterable[Sequence[Any]]) -> list[WorkerRecord]:
-    """Of info, status, registered_at, seen_at, lease_until, gone (NULL: alive, 1: stopped, else dead)."""
+    """Of name, info, status, registered_at, seen_at, lease_until, gone (NULL: alive, 1: stopped, else dead)."""
     return [
-        record_of(info, status, times, None if gone is None else "stopped" if gone == 1 else "dead")
-        for info, status, *times, gone in rows
+        record_of(name, info, status, times, None if gone is None else "stopped" if gone == 1 else "dead")
+        for name, info, status, *times, gone in rows
     ]
 
 

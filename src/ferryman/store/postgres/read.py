@@ -181,7 +181,7 @@ def causes(schema: str, which: Filter) -> Requests[list[CauseCount]]:
 
 def workers(schema: str, alive: bool) -> Requests[list[WorkerRecord]]:
     rows = yield Statement(
-        f"SELECT info, status, registered_at, seen_at, lease_until, gone FROM {schema}.worker"  # noqa: S608
+        f"SELECT name, info, status, registered_at, seen_at, lease_until, gone FROM {schema}.worker"  # noqa: S608
         " WHERE gone IS NULL OR (gone < 3 AND NOT %s::boolean) ORDER BY id",
         (alive,),
     )

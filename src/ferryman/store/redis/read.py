@@ -176,8 +176,8 @@ def _stats_of(minute: int, numbers: Sequence[bytes]) -> list[MinuteStats]:
 def workers(alive: bool) -> Requests[list[WorkerRecord]]:
     rows = yield Call("workers", ("alive" if alive else "",), writes=False)
     return [
-        record_of(info, status, list(map(int, times)), None if gone is None else gone.decode())
-        for info, status, *times, gone in rows
+        record_of(id_.decode(), info, status, list(map(int, times)), None if gone is None else gone.decode())
+        for id_, info, status, *times, gone in rows
     ]
 
 

@@ -163,7 +163,7 @@ def causes(which: Filter) -> Requests[list[CauseCount]]:
 
 def workers(alive: bool) -> Requests[list[WorkerRecord]]:
     rows = yield Query(
-        "SELECT info, status, registered_at, seen_at, lease_until, gone FROM ferryman_worker"
+        "SELECT name, info, status, registered_at, seen_at, lease_until, gone FROM ferryman_worker"
         " WHERE gone IS NULL OR (gone < 3 AND NOT ?) ORDER BY id",
         (alive,),
     )

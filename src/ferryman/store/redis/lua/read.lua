@@ -181,8 +181,8 @@ book.verb('stats', function(args)
     return answer
 end, {reads = true})
 
--- ARGV: 'alive', or '' for all. Answers for each such worker on the register, in order of registration, an array: info,
--- status (both MessagePack), registered_at, seen_at, lease_until, gone.
+-- ARGV: 'alive', or '' for all. Answers for each such worker on the register, in order of registration, an array: id,
+-- info, status (both MessagePack), registered_at, seen_at, lease_until, gone.
 book.verb('workers', function(args)
     local answer, ids = {}
     if args[1] == 'alive' then
@@ -193,6 +193,7 @@ book.verb('workers', function(args)
     for index, id in ipairs(ids) do
         answer[index] = book.range('HMGET', book.full('worker:' .. id), 'info', 'status', 'registered_at', 'seen_at',
             'lease_until', 'gone')
+        table.insert(answer[index], 1, id)
     end
     return answer
 end, {reads = true})

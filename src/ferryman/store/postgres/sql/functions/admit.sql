@@ -58,15 +58,25 @@ BEGIN
     IF EXISTS (SELECT 1 FROM parent p WHERE p.child = ANY (p_seqs)) THEN
         left_ := left_ - admit_waiting(p_seqs);
     END IF;
-    IF left_ > 0 THEN
-        left_ := left_ - admit_tagged(p_seqs, p_now);
-    END IF;
-    IF left_ > 0 THEN
-        left_ := left_ - admit_keyed(p_seqs, p_now);
+    IF left_ > 0 AND NOT is_one_widened(p_seqs) THEN
+        left_ := left_ - admit_plain(p_seqs, p_now);
+        IF left_ > 0 THEN
+            left_ := left_ - admit_keyed(p_seqs, p_now);
+        END IF;
     END IF;
     IF left_ > 0 THEN
         PERFORM admit_others(p_seqs, p_now);
     END IF;
+END $$;
+
+-- Whether one of them gives its key more room than it had, so that jobs which are parked go ahead of those behind it.
+CREATE OR REPLACE FUNCTION is_one_widened(p_seqs bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT 1 FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq JOIN room r ON r.key = j.key
+        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0 AND r.used < room_of(j.flags, j.room)
+            AND EXISTS (SELECT 1 FROM job k WHERE k.state = 3 AND k.key = r.key)
+    );
 END $$;
 
 -- Those that are to wait for parents, and have no key. Answers how many.
@@ -94,54 +104,57 @@ BEGIN
         JOIN parent p ON p.child = c.seq AND NOT p.done LEFT JOIN job f ON f.id = p.parent
         -- `state + 0` keeps the planner from going through all that are staged, for each of them.
         WHERE c.state + 0 = 0 AND c.flags & 512 <> 0 AND c.key IS NULL
-        -- Each of them will finish, or a replay may yet bring it to success.
+        -- Each of them will finish, or a replay may yet bring it to success. But one that goes on when a parent of its own
+        -- batch turns out to have failed does so in its turn.
         GROUP BY c.seq HAVING bool_and(coalesce(f.state < 5 OR (f.state > 5 AND c.flags & 4 <> 0), false))
+            AND NOT bool_or(c.flags & 2 <> 0 AND coalesce(f.flags & 512 <> 0, false))
     ) w WHERE s.seq = w.seq;
     GET DIAGNOSTICS count_ = ROW_COUNT;
     RETURN count_;
 END $$;
 
--- Those that may run now, and have nothing to find but their place in a lane. Answers how many. Tags are summed up one after
--- the other, as `next_tag` would, to the last bit; so no fair lane may have jobs of the batch that come by another way.
-CREATE OR REPLACE FUNCTION admit_tagged(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
+-- Those that have nothing to find but their moment or their place in a lane. Answers how many. Tags are summed up one after the
+-- other, as `next_tag` would, to the last bit; so no fair lane may have jobs of the batch that come to it by another way.
+CREATE OR REPLACE FUNCTION admit_plain(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     count_ integer;
 BEGIN
     WITH arrived AS (
         SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, coalesce(q.fair, false) AS fair, q.weights,
-            j.key IS NULL AND j.run_at <= p_now
-                AND NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_plain
+            j.run_at > p_now AS is_early,
+            j.key IS NULL AND NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_plain
         FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
         WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
     ), numbered AS (
-        SELECT a.*, row_number() OVER (PARTITION BY a.queue, a.priority, a.tenant ORDER BY a.seq) AS number
+        SELECT a.*, row_number() OVER (PARTITION BY a.queue, a.priority, a.tenant, a.is_early ORDER BY a.seq) AS number
         FROM (SELECT *, bool_and(is_plain) OVER (PARTITION BY queue) AS are_plain FROM arrived) a
-        WHERE a.are_plain OR (a.is_plain AND NOT a.fair)
+        WHERE a.is_plain AND (a.are_plain OR a.is_early OR NOT a.fair)
     ), costed AS (
-        SELECT a.*, 1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
+        SELECT a.seq, a.queue, a.priority, a.tenant, a.is_early, a.fair AND NOT a.is_early AS is_tagged,
+            1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
             CASE WHEN a.number = 1 THEN greatest(coalesce(c.clock, 0), coalesce(t.tag, 0)) ELSE 0 END AS base
         FROM numbered a
         LEFT JOIN lane_clock c ON c.queue = a.queue AND c.priority = a.priority
         LEFT JOIN tenant t ON t.queue = a.queue AND t.priority = a.priority AND t.tenant = a.tenant
     ), tagged AS MATERIALIZED (
-        SELECT seq, queue, priority, tenant, fair, CASE WHEN fair THEN sum(base + cost) OVER (
-            PARTITION BY queue, priority, tenant ORDER BY seq ROWS UNBOUNDED PRECEDING
+        SELECT seq, queue, priority, tenant, is_early, is_tagged, CASE WHEN is_tagged THEN sum(base + cost) OVER (
+            PARTITION BY queue, priority, tenant, is_early ORDER BY seq ROWS UNBOUNDED PRECEDING
         ) ELSE 0 END AS tag FROM costed
     ), entered AS (
-        UPDATE job j SET state = 2, flags = j.flags & ~512, tag = g.tag FROM tagged g WHERE j.seq = g.seq
-        RETURNING j.queue, j.priority
+        UPDATE job j SET state = CASE WHEN g.is_early THEN 1 ELSE 2 END, flags = j.flags & ~512, tag = g.tag
+        FROM tagged g WHERE j.seq = g.seq RETURNING j.queue, j.priority, j.state
     ), clocks AS (
         INSERT INTO lane_clock (queue, priority, clock)
-        SELECT DISTINCT queue, priority, 0 FROM tagged WHERE fair ON CONFLICT DO NOTHING
+        SELECT DISTINCT queue, priority, 0 FROM tagged WHERE is_tagged ON CONFLICT DO NOTHING
     ), tenants AS (
         INSERT INTO tenant (queue, priority, tenant, tag)
-        SELECT queue, priority, tenant, max(tag) FROM tagged WHERE fair GROUP BY queue, priority, tenant
+        SELECT queue, priority, tenant, max(tag) FROM tagged WHERE is_tagged GROUP BY queue, priority, tenant
         ON CONFLICT (queue, priority, tenant) DO UPDATE SET tag = excluded.tag
     ), moves AS (
         INSERT INTO lane_news (queue, priority, state, n)
         SELECT e.queue, e.priority, s.state, s.sign * e.n
-        FROM (SELECT queue, priority, count(*) AS n FROM entered GROUP BY queue, priority) e
-        CROSS JOIN (VALUES (0::smallint, -1), (2::smallint, 1)) s(state, sign)
+        FROM (SELECT queue, priority, state, count(*) AS n FROM entered GROUP BY queue, priority, state) e
+        CROSS JOIN LATERAL (VALUES (0::smallint, -1), (e.state, 1)) s(state, sign)
     )
     SELECT count(*) INTO count_ FROM entered;
     IF count_ > 0 THEN
@@ -151,13 +164,11 @@ BEGIN
 END $$;
 
 -- Those that may run now if their key has room, but for keys of which others of the batch differ from that, or speak of another
--- room; and not those of fair queues. Answers how many. Row by row, a key that thousands have in common would be written anew
+-- room; and not those of fair queues. No key is widened by them. Answers how many. Row by row, a key that thousands have in common would be written anew
 -- for each of them, over ever more versions of its row.
 CREATE OR REPLACE FUNCTION admit_keyed(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     seqs bigint[];
-    widened text[];
-    wide text;
     count_ integer;
 BEGIN
     SELECT array_agg(seq) INTO seqs FROM (
@@ -171,20 +182,10 @@ BEGIN
     IF seqs IS NULL THEN
         RETURN 0;
     END IF;
-    -- Where that is more room than before, those that are parked already come first.
-    widened := ARRAY(
-        SELECT f.key FROM (
-            SELECT j.key, min(room_of(j.flags, j.room)) AS room
-            FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq GROUP BY j.key
-        ) f JOIN room r ON r.key = f.key WHERE r.used < least(f.room, r.jobs) ORDER BY f.key
-    );
     INSERT INTO room AS r (key, room, used, jobs)
     SELECT j.key, min(room_of(j.flags, j.room)), 0, count(*)
     FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq GROUP BY j.key ORDER BY j.key
     ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = r.jobs + excluded.jobs;
-    FOREACH wide IN ARRAY widened LOOP
-        PERFORM admit_parked(wide, p_now);
-    END LOOP;
     WITH arrived AS (
         SELECT j.seq, j.key, row_number() OVER (PARTITION BY j.key ORDER BY j.seq) <= r.room - r.used AS enters
         FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq JOIN room r ON r.key = j.key

@@ -77,9 +77,13 @@ class Young:
         self._plans.clear()
         self.run(operation)
         self.connection.execute("SET client_min_messages = notice")
-        plans = [json.loads(plan[plan.index("{") :])["Plan"] for plan in self._plans if '"Plan"' in plan]
+        plans = self.plans()
         assert plans
         return sum(map(_rows, plans))
+
+    def plans(self) -> list[dict[str, Any]]:
+        """What the server has told of since `_plans` was cleared."""
+        return [json.loads(plan[plan.index("{") :])["Plan"] for plan in self._plans if '"Plan"' in plan]
 
 
 def _rows(plan: dict[str, Any]) -> int:
@@ -228,7 +232,7 @@ def test_the_guard_sees_a_loop_within_a_loop(young: Young) -> None:
     )
     young.connection.execute("RESET enable_hashjoin; RESET enable_mergejoin; RESET client_min_messages")
 
-    (plan,) = [json.loads(plan[plan.index("{") :])["Plan"] for plan in young._plans if '"Plan"' in plan]
+    (plan,) = young.plans()
     assert _rows(plan) > 600 * 600
 
 

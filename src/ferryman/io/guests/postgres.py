@@ -6,7 +6,6 @@ import asyncio
 import functools
 import re
 from collections.abc import Sequence
-from itertools import count
 from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from ferryman.io.operation import Operation
 from ferryman.io.postgres.address import Address
 from ferryman.io.postgres.database import Database
 from ferryman.io.postgres.failures import NEEDS_GATE, is_schema_missing, mapped
+from ferryman.io.postgres.forms import form_of
 from ferryman.io.postgres.performing import Asked, Rows
 from ferryman.io.postgres.requests import Statement, filled
 
@@ -266,7 +266,5 @@ class _Asyncpg:
 @functools.lru_cache
 def numbered(text: str) -> str:
     """The same statement with the placeholders of asyncpg."""
-    numbers = count(1)
-    text = re.sub("%s", lambda _: f"${next(numbers)}", text)
     # Sent as text, since a program may have set a codec of its own for JSON, as asyncpg's documentation shows.
-    return re.sub(r"(\$\d+)::(jsonb?)\b", r"\1::text::\2", text)
+    return re.sub(r"(\$\d+)::(jsonb?)\b", r"\1::text::\2", form_of(text).text.decode())

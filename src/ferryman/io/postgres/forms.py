@@ -102,7 +102,7 @@ def _join(values: Sequence[bytes]) -> bytes:
     if len(lengths) == 1:
         prefix = _length(lengths.pop())
         return prefix + prefix.join(values)
-    return b"".join([_length(len(value)) + value for value in values])
+    return b"".join(map(_with_length, values))
 
 
 def _join_numbers(code: str, items: Sequence[Any]) -> bytes:

@@ -163,9 +163,9 @@ BEGIN
     RETURN count_;
 END $$;
 
--- Those that may run now if their key has room, but for keys of which others of the batch differ from that, or speak of another
--- room; and not those of fair queues. No key is widened by them. Answers how many. Row by row, a key that thousands have in common would be written anew
--- for each of them, over ever more versions of its row.
+-- Those that may run now if their key has room, but for keys of which others of the batch differ from that, or speak of
+-- another room; and not those of fair queues. No key is widened by them. Answers how many. Row by row, a key that thousands
+-- have in common would be written anew for each of them, over ever more versions of its row.
 CREATE OR REPLACE FUNCTION admit_keyed(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     seqs bigint[];

@@ -679,6 +679,24 @@ def test_a_drained_executor_gives_back_finishes_and_says_goodbye(executor: InPro
     assert executor.drained is True
 
 
+def test_a_recall_that_comes_after_the_drain_keeps_no_thread_from_its_end(executor: InProcess) -> None:
+    # Its supervisor sends one to whoever has not started all of its jobs for a while.
+    gate("open")
+    executor.assign([claim("pass_gate", {"gate": "open"}) for _ in range(2)])
+    executor.notes(2)
+
+    executor.send(Kind.DRAIN)
+    executor.send(Kind.RECALL)
+    returned = executor.returned() + executor.returned()
+    gates["open"].set()
+    executor.outcomes(2)
+    executor.frame(Kind.BYE)
+    executor.join()
+
+    assert returned == []
+    assert executor.drained is True
+
+
 def test_an_idle_executor_drains_at_once(executor: InProcess) -> None:
     executor.send(Kind.DRAIN)
 

@@ -118,6 +118,8 @@ class ThreadTrack:
 
     def recall(self) -> list[Assignment]:
         """Take back what no thread has taken. Jobs among them that were cancelled are settled."""
+        if self._ends:
+            return []  # All was taken back before. What is in the queue now are the threads' calls to end.
         recalled: list[Assignment] = []
         for assignment in self._take_back():
             stop = self._cancels.pop(assignment.serial, None)

@@ -249,12 +249,16 @@ class Desk:
         """Say all that there is, before the end. False if some of it could not be said until then, by
         `time.monotonic`."""
         while self.unsaid:
-            now = time.monotonic()
-            if now > give_up:
+            if not self.await_retry(give_up):
                 return False
-            time.sleep(max(0.0, min(self.retry_at, give_up) - now))
             self.turn(0)
         return True
+
+    def await_retry(self, give_up: float) -> bool:
+        """Wait until the store may be asked again, if it did not answer. False if it is later than `give_up`."""
+        now = time.monotonic()
+        time.sleep(max(0.0, min(self.retry_at, give_up) - now))
+        return now <= give_up
 
     def _plan(self, room: int) -> list[Take]:
         self._claims += 1

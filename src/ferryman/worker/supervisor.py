@@ -145,12 +145,19 @@ class Supervisor:
                     self._take_leave(self._desk)
 
     def _take_leave(self, desk: Desk) -> None:
+        """Say the rest, and leave. It is tried again while there is time: what a worker still holds that went without a
+        word waits for the end of its lease."""
         give_up = time.monotonic() + _LAST_WORDS
-        if self._duties is not None and desk.doubtful and desk.say_the_rest(give_up):
-            self._duties.reconcile()
-        # Whoever leaves says of all that it holds that it did not get done. If that is not so, its lease had better end.
-        if desk.say_the_rest(give_up) and not desk.doubtful:
-            desk.runner.run(desk.store.leave(self.id))
+        while desk.say_the_rest(give_up) and desk.await_retry(give_up):
+            try:
+                # Whoever leaves says of all that it holds that it did not get done.
+                if desk.doubtful and self._duties is not None:
+                    self._duties.reconcile()
+                else:
+                    desk.runner.run(desk.store.leave(self.id))
+                    return
+            except StoreError as error:
+                desk.fail(error)
 
     # -- one turn ----------------------------------------------------------------------------------
 

@@ -200,6 +200,9 @@ BATCHES: dict[str, Batch] = {
     "of one key": _enqueue(lambda number: {"queue": "keyed", "key": "one"}),
     "of a wide key": _enqueue(lambda number: {"queue": "keyed", "key": "wide", "room": LARGE}),
     "of many keys": _enqueue(lambda number: {"queue": "keyed", "key": f"k{number}"}),
+    "of one key, fair": _enqueue(lambda number: {"queue": "fair", "key": "fair"}),
+    "of a wide key, fair": _enqueue(lambda number: {"queue": "fair", "key": "fair and wide", "room": LARGE}),
+    "of many keys, fair": _enqueue(lambda number: {"queue": "fair", "key": f"f{number}"}),
     "unique": _enqueue(lambda number: {"queue": "unique", "unique": UniqueKey(new_id())}),
     "children": _children(None),
     "children of one that succeeded": _children(OutcomeKind.SUCCEEDED),
@@ -245,14 +248,24 @@ def test_what_a_job_costs_does_not_grow_with_its_batch(young: Young, name: str) 
     assert young.work(make(young, LARGE)) <= MOST * LARGE
 
 
-def test_a_key_that_a_batch_has_in_common_is_written_a_few_times(young: Young) -> None:
+@pytest.mark.parametrize(
+    ("table", "fields"),
+    [
+        ("room", {"key": "common"}),
+        ("tenant", {"queue": "fair", "tenant": "common"}),
+        ("tenant", {"queue": "fair", "tenant": "common", "key": "fair and common", "room": LARGE}),
+    ],
+)
+def test_what_a_batch_has_in_common_is_written_a_few_times(
+    young: Young, table: str, fields: dict[str, Any]
+) -> None:
     """Each time makes a version of its row, and the next one goes through all of them."""
-    batch = [job(queue="common", key="common") for _ in range(LARGE)]
-    written = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_xact_user_tables WHERE schemaname = 'young' AND relname = 'room'"
+    batch = [job(**fields) for _ in range(LARGE)]
+    written = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_xact_user_tables WHERE schemaname = 'young' AND relname = %s"
 
     with young.connection.transaction():
-        (before,) = young.connection.execute(written).fetchone() or (0,)
+        (before,) = young.connection.execute(written, [table]).fetchone() or (0,)
         young.run(young.store.enqueue(batch))
-        (after,) = young.connection.execute(written).fetchone() or (0,)
+        (after,) = young.connection.execute(written, [table]).fetchone() or (0,)
 
     assert 0 < after - before <= 5

@@ -59,10 +59,7 @@ BEGIN
         left_ := left_ - admit_waiting(p_seqs);
     END IF;
     IF left_ > 0 AND NOT is_one_widened(p_seqs) THEN
-        left_ := left_ - admit_plain(p_seqs, p_now);
-        IF left_ > 0 THEN
-            left_ := left_ - admit_keyed(p_seqs, p_now);
-        END IF;
+        left_ := left_ - admit_simple(p_seqs, p_now);
     END IF;
     IF left_ > 0 THEN
         PERFORM admit_others(p_seqs, p_now);
@@ -113,35 +110,44 @@ BEGIN
     RETURN count_;
 END $$;
 
--- Those that have nothing to find but their moment or their place in a lane. Answers how many. Tags are summed up one after the
--- other, as `next_tag` would, to the last bit; so no fair lane may have jobs of the batch that come to it by another way.
-CREATE OR REPLACE FUNCTION admit_plain(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
+-- Those that find nothing but their moment, room in their key, and their place in a lane. Answers how many. Row by row, a key
+-- or a tenant that thousands have in common would be written anew for each of them, over ever more versions of its row.
+CREATE OR REPLACE FUNCTION admit_simple(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
+    seqs bigint[] := simple(p_seqs, p_now);
     count_ integer;
 BEGIN
+    IF seqs IS NULL THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO room AS r (key, room, used, jobs)
+    SELECT j.key, min(room_of(j.flags, j.room)), 0, count(*)
+    FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq WHERE j.key IS NOT NULL GROUP BY j.key ORDER BY j.key
+    ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = r.jobs + excluded.jobs;
     WITH arrived AS (
-        SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, coalesce(q.fair, false) AS fair, q.weights,
-            j.run_at > p_now AS is_early,
-            j.key IS NULL AND NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_plain
-        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
-        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
+        SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, j.key, q.fair, q.weights,
+            CASE WHEN j.run_at > p_now THEN 1
+                WHEN row_number() OVER (PARTITION BY j.key ORDER BY j.seq) > r.room - r.used THEN 3 ELSE 2 END AS state
+        FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq
+        LEFT JOIN room r ON r.key = j.key LEFT JOIN queue q ON q.name = j.queue
     ), numbered AS (
-        SELECT a.*, row_number() OVER (PARTITION BY a.queue, a.priority, a.tenant, a.is_early ORDER BY a.seq) AS number
-        FROM (SELECT *, bool_and(is_plain) OVER (PARTITION BY queue) AS are_plain FROM arrived) a
-        WHERE a.is_plain AND (a.are_plain OR a.is_early OR NOT a.fair)
+        SELECT *, row_number() OVER (PARTITION BY queue, priority, tenant, state ORDER BY seq) AS number FROM arrived
     ), costed AS (
-        SELECT a.seq, a.queue, a.priority, a.tenant, a.is_early, a.fair AND NOT a.is_early AS is_tagged,
+        SELECT a.seq, a.queue, a.priority, a.tenant, a.key, a.state, coalesce(a.fair, false) AND a.state = 2 AS is_tagged,
             1.0 / coalesce((a.weights ->> a.tenant)::double precision, 1.0) AS cost,
             CASE WHEN a.number = 1 THEN greatest(coalesce(c.clock, 0), coalesce(t.tag, 0)) ELSE 0 END AS base
         FROM numbered a
         LEFT JOIN lane_clock c ON c.queue = a.queue AND c.priority = a.priority
         LEFT JOIN tenant t ON t.queue = a.queue AND t.priority = a.priority AND t.tenant = a.tenant
     ), tagged AS MATERIALIZED (
-        SELECT seq, queue, priority, tenant, is_early, is_tagged, CASE WHEN is_tagged THEN sum(base + cost) OVER (
-            PARTITION BY queue, priority, tenant, is_early ORDER BY seq ROWS UNBOUNDED PRECEDING
+        -- Summed up one after the other, as `next_tag` would, to the last bit.
+        SELECT seq, queue, priority, tenant, key, state, is_tagged, CASE WHEN is_tagged THEN sum(base + cost) OVER (
+            PARTITION BY queue, priority, tenant, state ORDER BY seq ROWS UNBOUNDED PRECEDING
         ) ELSE 0 END AS tag FROM costed
-    ), entered AS (
-        UPDATE job j SET state = CASE WHEN g.is_early THEN 1 ELSE 2 END, flags = j.flags & ~512, tag = g.tag
+    ), moved AS (
+        UPDATE job j SET
+            state = g.state, tag = g.tag, missing = NULL,
+            flags = CASE WHEN g.state = 2 AND g.key IS NOT NULL THEN j.flags | 16 ELSE j.flags END & ~512
         FROM tagged g WHERE j.seq = g.seq RETURNING j.queue, j.priority, j.state
     ), clocks AS (
         INSERT INTO lane_clock (queue, priority, clock)
@@ -150,53 +156,9 @@ BEGIN
         INSERT INTO tenant (queue, priority, tenant, tag)
         SELECT queue, priority, tenant, max(tag) FROM tagged WHERE is_tagged GROUP BY queue, priority, tenant
         ON CONFLICT (queue, priority, tenant) DO UPDATE SET tag = excluded.tag
-    ), moves AS (
-        INSERT INTO lane_news (queue, priority, state, n)
-        SELECT e.queue, e.priority, s.state, s.sign * e.n
-        FROM (SELECT queue, priority, state, count(*) AS n FROM entered GROUP BY queue, priority, state) e
-        CROSS JOIN LATERAL (VALUES (0::smallint, -1), (e.state, 1)) s(state, sign)
-    )
-    SELECT count(*) INTO count_ FROM entered;
-    IF count_ > 0 THEN
-        PERFORM forget_heads();
-    END IF;
-    RETURN count_;
-END $$;
-
--- Those that may run now if their key has room, but for keys of which others of the batch differ from that, or speak of
--- another room; and not those of fair queues. No key is widened by them. Answers how many. Row by row, a key that thousands
--- have in common would be written anew for each of them, over ever more versions of its row.
-CREATE OR REPLACE FUNCTION admit_keyed(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
-DECLARE
-    seqs bigint[];
-    count_ integer;
-BEGIN
-    SELECT array_agg(seq) INTO seqs FROM (
-        SELECT j.seq, count(*) FILTER (
-            WHERE j.run_at > p_now OR q.fair OR EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done)
-        ) OVER w AS others, min(room_of(j.flags, j.room)) OVER w AS least, max(room_of(j.flags, j.room)) OVER w AS most
-        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
-        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0 AND j.key IS NOT NULL
-        WINDOW w AS (PARTITION BY j.key)
-    ) x WHERE others = 0 AND least = most;
-    IF seqs IS NULL THEN
-        RETURN 0;
-    END IF;
-    INSERT INTO room AS r (key, room, used, jobs)
-    SELECT j.key, min(room_of(j.flags, j.room)), 0, count(*)
-    FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq GROUP BY j.key ORDER BY j.key
-    ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = r.jobs + excluded.jobs;
-    WITH arrived AS (
-        SELECT j.seq, j.key, row_number() OVER (PARTITION BY j.key ORDER BY j.seq) <= r.room - r.used AS enters
-        FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq JOIN room r ON r.key = j.key
-    ), moved AS (
-        UPDATE job j SET
-            state = CASE WHEN a.enters THEN 2 ELSE 3 END, tag = 0, missing = NULL,
-            flags = CASE WHEN a.enters THEN j.flags | 16 ELSE j.flags END & ~512
-        FROM arrived a WHERE j.seq = a.seq RETURNING j.queue, j.priority, j.state
     ), taken AS (
         UPDATE room r SET used = r.used + e.n
-        FROM (SELECT key, count(*) AS n FROM arrived WHERE enters GROUP BY key) e WHERE r.key = e.key
+        FROM (SELECT key, count(*) AS n FROM tagged WHERE state = 2 AND key IS NOT NULL GROUP BY key) e WHERE r.key = e.key
     ), moves AS (
         INSERT INTO lane_news (queue, priority, state, n)
         SELECT m.queue, m.priority, s.state, s.sign * m.n
@@ -206,6 +168,37 @@ BEGIN
     SELECT count(*) INTO count_ FROM moved;
     PERFORM forget_heads();
     RETURN count_;
+END $$;
+
+-- Which of them can be admitted together: none that has to wait for parents; of a key, either all its jobs of the batch, if
+-- they may run now and speak of one room, or none; and of what comes to a fair lane, all or nothing, since each tag follows
+-- from the one before. NULL if there are none.
+CREATE OR REPLACE FUNCTION simple(p_seqs bigint[], p_now bigint) RETURNS bigint[] LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        WITH staged AS (
+            SELECT j.seq, j.queue, j.key, room_of(j.flags, j.room) AS room, j.run_at > p_now AS is_early,
+                coalesce(q.fair, false) AS fair,
+                NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_free
+            FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
+            WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
+        ), seen AS (
+            SELECT *, is_free AND (key IS NULL OR (
+                bool_and(is_free AND NOT is_early) OVER of_key AND min(room) OVER of_key = max(room) OVER of_key
+            )) AS is_simple, bool_or(fair) OVER of_key AS is_key_fair
+            FROM staged WINDOW of_key AS (PARTITION BY key)
+        ), judged AS (
+            SELECT *, bool_and(is_simple) OVER (PARTITION BY queue) AS are_simple,
+                bool_or(key IS NOT NULL) OVER (PARTITION BY queue) AS has_keys,
+                bool_and(is_simple OR NOT fair) OVER () AS is_all_simple
+            FROM seen
+        )
+        SELECT array_agg(seq) FROM judged WHERE is_simple AND CASE
+            WHEN is_all_simple THEN true
+            WHEN key IS NOT NULL THEN NOT is_key_fair
+            ELSE NOT fair OR is_early OR (are_simple AND NOT has_keys)
+        END
+    );
 END $$;
 
 CREATE OR REPLACE FUNCTION room_of(p_flags integer, p_room integer) RETURNS integer LANGUAGE sql IMMUTABLE AS

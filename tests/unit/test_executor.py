@@ -17,7 +17,7 @@ import pytest
 from ferryman.app import App
 from ferryman.codec import Codec
 from ferryman.context import Cancelled, Context, SoftTimeout
-from ferryman.job import Claim, Outcome, OutcomeKind, Snooze
+from ferryman.job import Claim, Outcome, OutcomeKind, RetryIn, Snooze
 from ferryman.policy.retry import Retry
 from ferryman.store.records import JobNote
 from ferryman.worker import outbox, stopping, threads
@@ -153,6 +153,17 @@ def fail(what: str) -> None:
 @app.task(name="afail")
 async def afail(what: str) -> None:
     fail.function(what)
+
+
+@app.task(name="once", at_most_once=True)
+def once(how: str) -> None:
+    seen.append(how)
+    raise RetryIn(1) if how == "asks" else ValueError(how)
+
+
+@app.task(name="aonce", at_most_once=True)
+async def aonce(how: str) -> None:
+    once.function(how)
 
 
 @app.task(name="remember")
@@ -302,6 +313,35 @@ def test_the_policy_of_the_task_and_the_numbers_of_the_job_are_heeded(executor: 
     assert (again.kind, again.delay) == (OutcomeKind.RETRY, 8_000)
     assert (slower.kind, slower.delay) == (OutcomeKind.RETRY, 60_000)
     assert fatal.kind is OutcomeKind.DEAD
+
+
+ONCE = pytest.mark.parametrize(("task", "track"), [("once", "thread"), ("aonce", "loop")])
+
+
+@ONCE
+@pytest.mark.parametrize("how", ["fails", "asks"])
+def test_a_job_of_a_task_that_runs_at_most_once_is_not_tried_again_whoever_gave_it_more_attempts(
+    executor: InProcess, task: str, track: Any, how: str
+) -> None:
+    (job,) = executor.assign([claim(task, {"how": how}, max_attempts=4)], track)
+
+    outcome = executor.outcome(job)
+
+    assert (outcome.kind, outcome.delay, seen) == (OutcomeKind.DEAD, 0, [how])
+
+
+@ONCE
+def test_a_job_of_a_task_that_runs_at_most_once_is_not_begun_in_a_second_attempt(
+    executor: InProcess, task: str, track: Any
+) -> None:
+    (job,) = executor.assign([claim(task, {"how": "fails"}, attempt=2, max_attempts=4)], track)
+
+    outcome = executor.outcome(job)
+
+    assert outcome.kind is OutcomeKind.DEAD
+    assert outcome.error is not None
+    assert outcome.error.type == "BegunBefore"
+    assert seen == []
 
 
 def test_a_job_of_an_unknown_task_is_put_back(executor: InProcess) -> None:

@@ -27,6 +27,7 @@ from ferryman.worker.runnable import Runnable
 __all__ = [
     "Stop",
     "describe",
+    "judge_begun_before",
     "judge_cancelled",
     "judge_completed",
     "judge_error",
@@ -63,7 +64,7 @@ def judge_value(
     if value is None:
         return Outcome(claim.id, claim.lease, _SUCCEEDED, ran_us)
     if isinstance(value, Signal):
-        return _judge_signal(claim, value, ran_us)
+        return _judge_signal(runnable, claim, value, ran_us)
     try:
         result = runnable.encode(value)
     except Exception as error:
@@ -92,18 +93,18 @@ def judge_error(
         # Also if the task made another exception of it: it was not to run on, nor again.
         return judge_cancelled(claim, stop.reason, ran_us)
     if isinstance(error, Signal):
-        return _judge_signal(claim, error, ran_us)
+        return _judge_signal(runnable, claim, error, ran_us)
     delays = runnable.retry if overrides is None or overrides.backoff is None else overrides.backoff
     if stop is not None and isinstance(error, (Stopped, CancelledError)):
         limit = runnable.timeout_of(overrides) or 0.0
         info = describe(error, "TimeLimit", f"stopped after its timeout of {limit:g} s")
         delay, problem = _delay(delays, None, claim.attempt, luck)
-        return _failed(claim, OutcomeKind.RETRY, ran_us, info, delay, problem)
+        return _failed(runnable, claim, OutcomeKind.RETRY, ran_us, info, delay, problem)
     fatal, problem = _fatal(runnable.retry, error)
     if fatal:
-        return _failed(claim, OutcomeKind.DEAD, ran_us, describe(error), 0, problem)
+        return _failed(runnable, claim, OutcomeKind.DEAD, ran_us, describe(error), 0, problem)
     delay, another = _delay(delays, error, claim.attempt, luck)
-    return _failed(claim, OutcomeKind.RETRY, ran_us, describe(error), delay, problem or another)
+    return _failed(runnable, claim, OutcomeKind.RETRY, ran_us, describe(error), delay, problem or another)
 
 
 def judge_completed(
@@ -115,7 +116,7 @@ def judge_completed(
         info = ErrorInfo("RolledBack", "the transaction in which it completed was not committed")
         delays = runnable.retry if overrides is None or overrides.backoff is None else overrides.backoff
         delay, problem = _delay(delays, None, claim.attempt, 0.5)
-        outcome = _failed(claim, OutcomeKind.RETRY, outcome.ran_us, info, delay, problem)
+        outcome = _failed(runnable, claim, OutcomeKind.RETRY, outcome.ran_us, info, delay, problem)
     return msgspec.structs.replace(outcome, completed=True)
 
 
@@ -134,6 +135,17 @@ def judge_unknown(claim: Claim, app: str) -> Outcome:
     return judge_put_off(claim, f"{app} has no task {claim.task!r}; it waits for a worker that has")
 
 
+def judge_begun_before(claim: Claim) -> Outcome:
+    """The outcome of a job that has been begun before, though its task runs at most once: whoever enqueued it by name did
+    not know that, and gave it more attempts."""
+    error = ErrorInfo(
+        "BegunBefore",
+        "its task runs at most once, and an attempt was begun before; nobody knows how far that came\n"
+        f"(this is attempt {claim.attempt})",
+    )
+    return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, error=error)
+
+
 def judge_put_off(claim: Claim, reason: str) -> Outcome:
     """The outcome of a job that cannot be started now."""
     return Outcome(
@@ -145,9 +157,9 @@ def judge_put_off(claim: Claim, reason: str) -> Outcome:
     )
 
 
-def _judge_signal(claim: Claim, signal: Signal, ran_us: int) -> Outcome:
+def _judge_signal(runnable: Runnable, claim: Claim, signal: Signal, ran_us: int) -> Outcome:
     try:
-        return _obey(claim, signal, ran_us)
+        return _at_most_once(runnable, _obey(claim, signal, ran_us))
     except (TypeError, ValueError, OverflowError) as problem:
         wrong = ValueError(f"{signal!r} cannot be obeyed: {problem}")
         return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, ran_us, error=describe(wrong))
@@ -188,12 +200,26 @@ def _delay(policy: Retry, error: BaseException | None, attempt: int, luck: float
 
 
 def _failed(
-    claim: Claim, kind: OutcomeKind, ran_us: int, info: ErrorInfo, delay: int, problem: str | None
+    runnable: Runnable,
+    claim: Claim,
+    kind: OutcomeKind,
+    ran_us: int,
+    info: ErrorInfo,
+    delay: int,
+    problem: str | None,
 ) -> Outcome:
     if problem is not None:
         message = plain_text(f"{info.message}\n({problem})", MAX_MESSAGE)
         info = ErrorInfo(info.type, message, info.traceback)
-    return Outcome(claim.id, claim.lease, kind, ran_us, delay=delay, error=info)
+    outcome = Outcome(claim.id, claim.lease, kind, ran_us, delay=delay, error=info)
+    return _at_most_once(runnable, outcome)
+
+
+def _at_most_once(runnable: Runnable, outcome: Outcome) -> Outcome:
+    """A task says so, and its job may have been given more attempts all the same: by name, it is not known."""
+    if outcome.kind is OutcomeKind.RETRY and runnable.at_most_once:
+        return msgspec.structs.replace(outcome, kind=OutcomeKind.DEAD, delay=0)
+    return outcome
 
 
 def _milliseconds(seconds: float) -> int:

@@ -22,6 +22,7 @@ from ferryman.options import Overrides
 from ferryman.worker.frames import Assignment, Kind, Returned
 from ferryman.worker.judge import (
     Stop,
+    judge_begun_before,
     judge_cancelled,
     judge_completed,
     judge_error,
@@ -197,6 +198,9 @@ class LoopTrack:
         """Decode, and have it run."""
         self._table.start(slot, assignment.serial)
         runnable = self._tasks[claim.task]
+        if runnable.at_most_once and claim.attempt > 1:
+            self._settle(slot, judge_begun_before(claim))
+            return
         try:
             call = runnable.decode(claim)
             overrides = read_overrides(claim.options)

@@ -31,6 +31,7 @@ class Runnable:
         "_context_name",
         "_decode",
         "app",
+        "at_most_once",
         "call",
         "context_type",
         "encode",
@@ -55,6 +56,7 @@ class Runnable:
         self.timeout = task.settings.timeout
         """Seconds; None or 0 for no limit."""
         self.result_ttl = task.settings.result_ttl
+        self.at_most_once = task.settings.at_most_once
 
     def decode(self, claim: Claim) -> tuple[Sequence[Any], dict[str, Any]]:
         """The call that a job stands for, still without the context. Raises PayloadError."""

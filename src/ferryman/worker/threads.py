@@ -28,6 +28,7 @@ from ferryman.options import Overrides
 from ferryman.worker.frames import Assignment, Kind, Returned
 from ferryman.worker.judge import (
     Stop,
+    judge_begun_before,
     judge_cancelled,
     judge_completed,
     judge_error,
@@ -253,6 +254,8 @@ class ThreadTrack:
         self._table.start(place.slot, assignment.serial)
         if runnable is None:
             return judge_unknown(claim, self._app)
+        if runnable.at_most_once and claim.attempt > 1:
+            return judge_begun_before(claim)
         try:
             call = runnable.decode(claim)
             overrides = read_overrides(claim.options)

@@ -3,6 +3,8 @@
 Everything that most programs need can be imported from here. Start with `Ferryman`.
 """
 
+from typing import TYPE_CHECKING
+
 from ferryman.codec import Codec, JsonFormat, MsgpackFormat, PickleFormat
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.context import Cancelled, Context, SoftTimeout, Transaction
@@ -59,3 +61,19 @@ __all__ = [
     "Unique",
     "WorkerSettings",
 ]
+
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name):
+        """`__version__`, as it was installed: looked up when it is asked for, since few programs do."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("ferryman")
+        except PackageNotFoundError:
+            # Run from a folder, without having been installed.
+            return "unknown"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 import msgspec
 
@@ -20,24 +21,33 @@ from ferryman.clock import Clock
 from ferryman.codec import Codec
 from ferryman.config import Settings, load_settings
 from ferryman.context import Transaction
-from ferryman.errors import ConfigError, QueueFull, UnknownTask
+from ferryman.errors import BadArguments, ConfigError, InvalidValue, QueueFull, UnknownTask
 from ferryman.handle import JobHandle
+from ferryman.intake import fields_of, queue_of
 from ferryman.io.operation import AsyncRunner, Inside, Procedure, Wait, aperform, inside, perform
-from ferryman.job import FINISHED, JobId, NewJob, new_id
+from ferryman.job import FINISHED, JobId, NewJob, as_job_id, new_id
 from ferryman.once import Once, OnceKey, Window
 from ferryman.options import Options, new_job_template
 from ferryman.payload import Payloads
 from ferryman.store.open import open_store
 from ferryman.store.port import Guest, Store
-from ferryman.store.records import Enqueued, Filter, LaneCounts, QueueRecord, QueueSettings
+from ferryman.store.records import Enqueued, Filter, LaneCounts, Overflow, QueueRecord, QueueSettings
 from ferryman.task import Call, Task, TaskOptions
+from ferryman.values import shown
+
+if TYPE_CHECKING:
+    import uuid
 
 __all__ = ["App", "TaskDecorator"]
 
 _AT_ONCE = 1_000
 """Jobs that one transaction changes, so that it does not hold up others."""
 
-_Overflow = Literal["block", "reject", "drop_oldest"]
+_STOW_ANEW = 3_600.0
+"""Seconds after which large arguments are written anew, if their jobs still wait for room in a full queue: what lies there
+for hours, and belongs to no job, is swept."""
+
+_TASK_OPTIONS = {**TaskOptions.__annotations__, "name": str}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -73,12 +83,18 @@ class App:
         ``sqlite:////var/lib/jobs.db`` is absolute), ``redis://host:6379/0``, ``postgresql://user@host/database`` or
         ``memory://``. Without, the environment, the file ``ferryman.toml`` and the default ``sqlite:///ferryman.db``
         are asked in this order."""
+        if settings is not None and not isinstance(settings, Settings):
+            raise ConfigError(f"settings must be a Settings, not {shown(settings)}")
+        if codec is not None and not isinstance(codec, Codec):
+            raise ConfigError(f"codec must be a Codec, such as Codec(JsonFormat()), not {shown(codec)}")
         self.settings = settings or load_settings(url=url)
         self.codec = codec or Codec(
             max_bytes=self.settings.most_bytes, compress_above=self.settings.compress_above
         )
         self.payloads = Payloads(self.settings.blobs, lambda: self.store)
         self.tasks: dict[str, Task[..., Any]] = {}
+        self.on_new_task: list[Callable[[], None]] = []
+        """Called after each registration: workers of this program have started without that task."""
         self.queue_settings: dict[str, QueueSettings] = {}
         self._clock = clock
         self._store = store
@@ -122,6 +138,8 @@ class App:
         """
         if function is None:
             return lambda function: self._register(function, name, options)
+        if isinstance(function, str):
+            raise ConfigError(f"a task's name is given as name=…: @app.task(name={function!r})")
         return self._register(function, name, options)
 
     def queue(
@@ -131,24 +149,10 @@ class App:
         fair: bool = False,
         weights: Mapping[str, float] | None = None,
         max_size: int | None = None,
-        overflow: _Overflow = "reject",
+        overflow: Overflow = "reject",
     ) -> QueueSettings:
         """Say how a queue behaves; see `ferryman.store.records.QueueSettings`."""
-        if max_size is not None and max_size < 1:
-            raise ConfigError(f"queue {name!r}: max_size must be at least 1")
-        if overflow not in get_args(_Overflow):
-            raise ConfigError(
-                f"queue {name!r}: overflow {overflow!r} is none of {', '.join(get_args(_Overflow))}"
-            )
-        for tenant, weight in (weights or {}).items():
-            # Put so that what is no number is refused, too.
-            if not 1e-6 <= weight <= 1e6:
-                raise ConfigError(
-                    f"queue {name!r}: the weight of {tenant!r} must lie between 0.000001 and 1,000,000"
-                )
-        settings = QueueSettings(
-            name=name, fair=fair, weights=dict(weights or {}), max_size=max_size, overflow=overflow
-        )
+        settings = queue_of(name, fair, weights or {}, max_size, overflow)
         self.queue_settings[name] = settings
         self._undeclared = True
         return settings
@@ -169,14 +173,14 @@ class App:
     def enqueue_many(self, calls: Iterable[Call[Any]], *, using: object = None) -> list[JobHandle[Any]]:
         """Store a job for each call (`Task.call`), of any tasks, all or none; `using` is that of `Task.options`."""
         calls = list(calls)
-        return self.enqueue_jobs([call.job for call in calls], using=_common_using(calls, using))
+        return self.enqueue_jobs(_jobs_of(calls), using=_common_using(calls, using))
 
     async def aenqueue_many(
         self, calls: Iterable[Call[Any]], *, using: object = None
     ) -> list[JobHandle[Any]]:
         """`enqueue_many`, awaited."""
         calls = list(calls)
-        return await self.aenqueue_jobs([call.job for call in calls], using=_common_using(calls, using))
+        return await self.aenqueue_jobs(_jobs_of(calls), using=_common_using(calls, using))
 
     def enqueue_jobs(
         self,
@@ -203,23 +207,24 @@ class App:
     def replay(self, which: Filter) -> int:
         """Let finished jobs run again, with all their attempts; name states in the filter, such as
         ``Filter(states=(State.DEAD,))``. Answers how many."""
-        return self.perform(self._replay(which))
+        return self.perform(self._replay(_filter(which)))
 
     async def areplay(self, which: Filter) -> int:
         """`replay`, awaited."""
-        return await self.aperform(self._replay(which))
+        return await self.aperform(self._replay(_filter(which)))
 
     def cancel(self, which: Filter, reason: str | None = None) -> int:
         """Cancel pending and running jobs. Answers how many."""
-        return self.perform(self._cancel(which, reason))
+        return self.perform(self._cancel(_filter(which), reason))
 
     async def acancel(self, which: Filter, reason: str | None = None) -> int:
         """`cancel`, awaited."""
-        return await self.aperform(self._cancel(which, reason))
+        return await self.aperform(self._cancel(_filter(which), reason))
 
-    def job(self, id: str) -> JobHandle[Any]:
-        """A handle on a job that was enqueued elsewhere, or long ago."""
-        return JobHandle(self, JobId(id), self.codec.decoder(Any))
+    def job(self, id: str | uuid.UUID) -> JobHandle[Any]:
+        """A handle on a job that was enqueued elsewhere, or long ago. Whether there is one, its methods tell."""
+        # What can be no id is found on no store, which whoever asks is told.
+        return JobHandle(self, as_job_id(id) or JobId(str(id)), self.codec.decoder(Any))
 
     # -- effects outside the store -----------------------------------------------------------------
 
@@ -284,22 +289,29 @@ class App:
             self._async_runners.clear()
 
     def _register(self, function: Callable[..., Any], name: str | None, options: dict[str, Any]) -> Any:
-        label = name or f"{_module_name(function)}.{function.__qualname__.replace('<locals>.', '')}"
+        label = _label(function, name)
         if label in self.tasks:
             raise ConfigError(
                 f"a task named {label!r} is registered already; give one of them another name=…"
             )
-        try:
-            settings = Options(**options)
-        except TypeError as error:
-            raise ConfigError(f"the options of {label}: {error}") from error
+        settings = Options(**fields_of(label, options, _TASK_OPTIONS))
         if settings.at_most_once and "retry" in options:
             raise ConfigError(f"the options of {label}: at_most_once leaves no room for retry")
         task: Task[..., Any] = Task(self, function, label, settings)
         self.tasks[label] = task
+        for tell in self.on_new_task:
+            tell()
         return task
 
     def _job_by_name(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> NewJob:
+        if isinstance(name, Task):
+            raise UnknownTask(
+                f"enqueue takes the name of a task; for {name.name} itself, call its own enqueue(…)"
+            )
+        if not isinstance(name, str) or not name:
+            raise UnknownTask(
+                f"enqueue takes the name of a task, such as 'shop.send_receipt', not {shown(name)}"
+            )
         task = self.tasks.get(name)
         if task is not None:
             return task.new_job(args, kwargs)
@@ -320,16 +332,18 @@ class App:
         if self._undeclared:
             yield self.store.declare(list(self.queue_settings.values()))
             self._undeclared = False
-        jobs = yield from self.payloads.stow_args(jobs)
+        stowed, stowed_at = (yield from self.payloads.stow_args(jobs)), time.monotonic()
         while True:
             try:
-                answers: list[Enqueued] = yield self.store.enqueue(jobs)
+                answers: list[Enqueued] = yield self.store.enqueue(stowed)
             except QueueFull as full:
                 settings = self.queue_settings.get(full.queue)
                 arriving = sum(job.queue == full.queue for job in jobs)
                 if settings is None or settings.overflow != "block" or arriving > full.max_size:
                     raise
                 yield Wait(0.05)
+                if time.monotonic() - stowed_at > _STOW_ANEW:
+                    stowed, stowed_at = (yield from self.payloads.stow_args(jobs)), time.monotonic()
             else:
                 return answers
 
@@ -381,6 +395,39 @@ class App:
     def _result_decoder(self, name: str) -> Callable[[bytes], Any]:
         task = self.tasks.get(name)
         return task.binding.decode_result if task else self.codec.decoder(Any)
+
+
+def _filter(which: Filter) -> Filter:
+    if not isinstance(which, Filter):
+        raise InvalidValue(
+            f"which jobs are meant is said by a Filter, such as Filter(queues=('reports',)), not by {shown(which)}; "
+            "for a single one there is app.job(id)"
+        )
+    return which
+
+
+def _jobs_of(calls: Sequence[Call[Any]]) -> list[NewJob]:
+    try:
+        return [call.job for call in calls]
+    except AttributeError:
+        wrong = next(call for call in calls if not isinstance(call, Call))
+        raise BadArguments(f"enqueue_many takes calls, such as task.call(…), not {shown(wrong)}") from None
+
+
+def _label(function: Callable[..., Any], name: str | None) -> str:
+    """The name of a new task."""
+    if isinstance(function, Task):
+        raise ConfigError(
+            f"{function.name} is a task already; register its function, as {function.name}.function"
+        )
+    if not callable(function):
+        raise ConfigError(f"a task is made of a function, not of {shown(function)}")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ConfigError(f"name must be a text, such as 'shop.send_receipt', not {shown(name)}")
+    place = getattr(function, "__qualname__", None)
+    if name is None and place is None:
+        raise ConfigError(f"{shown(function)} has no name of its own; give it one: app.task(name=…)")
+    return name or f"{_module_name(function)}.{str(place).replace('<locals>.', '')}"
 
 
 def _common_using(calls: Sequence[Call[Any]], using: object) -> object:

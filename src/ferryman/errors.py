@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "FerrymanError",
     "InvalidJob",
+    "InvalidValue",
     "JobCancelled",
     "JobDied",
     "JobExpired",
@@ -47,6 +48,10 @@ class FerrymanError(Exception):
 
 class ConfigError(FerrymanError):
     """A setting, URL or option has no meaning; the message names it and says what would be right."""
+
+
+class InvalidValue(ConfigError, ValueError):
+    """A record was made, such as a `Retry` or a `Filter`, with a value that has no meaning there. Also a ValueError."""
 
 
 class AppNotFound(ConfigError):
@@ -109,6 +114,10 @@ class StoreError(FerrymanError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be reached or is locked for too long; trying again may help."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Somebody's open transaction holds what this needs; nothing was changed. Trying again helps once that has ended."""
 
 
 class StoreFull(StoreError):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ferryman.app import App
+from ferryman.config import WorkerSettings, check_names
+from ferryman.values import TEXTS, Kind, taken
 
 if TYPE_CHECKING:
     from ferryman.worker.inprocess import InProcessWorker
@@ -36,4 +38,9 @@ class Ferryman(App):
         """
         from ferryman.worker.inprocess import InProcessWorker
 
-        return InProcessWorker(self, None if queues is None else tuple(queues), **settings)
+        check_names(WorkerSettings, settings, "the worker's options")
+        served = None if queues is None else taken("queues", queues, _QUEUES)
+        return InProcessWorker(self, served, **settings)
+
+
+_QUEUES = Kind("a list of the names of queues, such as queues=('reports',)", TEXTS.take)

@@ -19,11 +19,14 @@ from ferryman.errors import (
     StoreUnavailable,
 )
 from ferryman.io.operation import Procedure, Wait
-from ferryman.job import FINISHED, Job, JobId, State
+from ferryman.job import FINISHED, Job, JobId, State, as_job_id
 from ferryman.payload import is_reference
 from ferryman.store.records import Filter
+from ferryman.values import SECONDS, taken
 
 if TYPE_CHECKING:
+    import datetime
+
     from ferryman.app import App
 
 __all__ = ["JobHandle"]
@@ -49,7 +52,7 @@ class JobHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"JobHandle({self.id!r})"
 
-    def result(self, timeout: float | None = None) -> R:
+    def result(self, timeout: float | datetime.timedelta | None = None) -> R:
         """Wait for the job to finish and return what the task returned, as its annotation says.
 
         Raises JobDied, JobCancelled or JobExpired if it ended so, ResultTimeout after `timeout` seconds,
@@ -59,7 +62,7 @@ class JobHandle(Generic[R]):
         """
         return self._app.perform(self._result(timeout))
 
-    async def aresult(self, timeout: float | None = None) -> R:
+    async def aresult(self, timeout: float | datetime.timedelta | None = None) -> R:
         """`result`, awaited."""
         return await self._app.aperform(self._result(timeout))
 
@@ -97,6 +100,8 @@ class JobHandle(Generic[R]):
         return await self._app.aperform(self._replay())
 
     def _record(self) -> Procedure[Job]:
+        if as_job_id(self.id) is None:
+            raise JobNotFound(f"{self.id!r} is no job's id, which is 32 hexadecimal digits")
         (job,) = yield self._app.store.get([self.id])
         if job is None:
             raise JobNotFound(
@@ -114,14 +119,16 @@ class JobHandle(Generic[R]):
         changed: int = yield self._app.store.replay(Filter(ids=(self.id,)), 1)
         return changed > 0
 
-    def _result(self, timeout: float | None) -> Procedure[R]:
-        give_up = math.inf if timeout is None else time.monotonic() + timeout
+    def _result(self, timeout: float | datetime.timedelta | None) -> Procedure[R]:
+        seconds = math.inf if timeout is None else taken("timeout", timeout, SECONDS)
+        give_up = time.monotonic() + seconds
         job = yield from self._record()
         while job.state not in FINISHED:
             rest = give_up - time.monotonic()
             if rest <= 0:
+                why = f" ({job.reason})" if job.reason else ""
                 raise ResultTimeout(
-                    f"job {self.id} is still {job.state.label} after {timeout:g} s; it goes on"
+                    f"job {self.id} is still {job.state.label}{why} after {seconds:g} s; it goes on"
                 )
             yield Wait(min(rest, 1.0))
             job = yield from self._record_before(give_up)

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import time
 from collections.abc import Sequence
-from typing import Literal, NewType
+from typing import TYPE_CHECKING, Any, Literal, NewType
 
 import msgspec
+
+from ferryman.values import SECONDS, taken
+
+if TYPE_CHECKING:
+    import datetime
 
 __all__ = [
     "FINISHED",
@@ -44,6 +50,7 @@ __all__ = [
     "State",
     "UniqueKey",
     "WorkerId",
+    "as_job_id",
     "new_id",
     "new_ids",
 ]
@@ -336,7 +343,8 @@ class Signal(Exception):
 class Snooze(Signal):
     """Run again in `delay` seconds; no attempt is spent."""
 
-    def __init__(self, delay: float, reason: str | None = None) -> None:
+    def __init__(self, delay: float | datetime.timedelta, reason: str | None = None) -> None:
+        delay = _delay(self, delay)
         super().__init__(delay, reason)
         self.delay = delay
         self.reason = reason
@@ -353,7 +361,8 @@ class Cancel(Signal):
 class RetryIn(Signal):
     """This attempt failed; the next comes in `delay` seconds, whatever the policy says."""
 
-    def __init__(self, delay: float, reason: str = "asked to be retried") -> None:
+    def __init__(self, delay: float | datetime.timedelta, reason: str = "asked to be retried") -> None:
+        delay = _delay(self, delay)
         super().__init__(delay, reason)
         self.delay = delay
         self.reason = reason
@@ -365,6 +374,11 @@ class Fail(Signal):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _delay(signal: Signal, delay: Any) -> float:
+    seconds: float = taken(f"the delay of {type(signal).__name__}", delay, SECONDS)
+    return seconds
 
 
 # -- ids -------------------------------------------------------------------------------------------
@@ -385,3 +399,18 @@ def new_ids(count: int) -> list[JobId]:
 def new_id() -> JobId:
     """One fresh id."""
     return new_ids(1)[0]
+
+
+_ID = re.compile("[0-9a-f]{32}")
+
+
+def as_job_id(said: object) -> JobId | None:
+    """The id that is meant by a text or a UUID, in whatever case, with or without dashes; None if there is no such id."""
+    text = said if isinstance(said, str) else getattr(said, "hex", None)
+    if not isinstance(text, str):
+        return None
+    if _ID.fullmatch(text) is None:
+        text = text.replace("-", "").lower()
+        if _ID.fullmatch(text) is None:
+            return None
+    return JobId(text)

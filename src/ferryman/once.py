@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ferryman.clock import CENTURY, millis
-from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreUnavailable
+from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreBusy, StoreUnavailable
 from ferryman.io.finishing import finish
-from ferryman.io.operation import Aside, Inside, Procedure, Wait, inside
-from ferryman.options import too_long
+from ferryman.io.operation import Aside, Inside, Operation, Procedure, Wait, inside
+from ferryman.options import unfit
 from ferryman.store.records import Entry
+from ferryman.values import SECONDS, TEXT, taken
 
 if TYPE_CHECKING:
     from ferryman.app import App
@@ -55,12 +56,13 @@ class OnceKey:
     """One key of one app; see `App.once`."""
 
     def __init__(self, app: App, key: str, ttl: float, lease: float, using: object) -> None:
+        ttl, lease = taken("ttl", ttl, SECONDS), taken("lease", lease, SECONDS)
         if not (0 < ttl <= CENTURY and 0 < lease <= CENTURY):
             raise ConfigError(
                 "the ttl and the lease of an idempotency key must be positive, and a hundred years at most"
             )
         key = str(key)  # As it has always been taken: many a key is the number of an order.
-        if problem := too_long("the idempotency key", key):
+        if problem := unfit("the idempotency key", key):
             raise ConfigError(problem)
         self._app = app
         self._key = f"once:{key}"
@@ -119,13 +121,17 @@ class OnceKey:
 
     def _take(self) -> Procedure[int | bytes]:
         """The version under which the call is ours to make, or its result as it was kept."""
-        store, mine = self._app.store, _RUNNING + secrets.token_bytes(8)
+        mine = _RUNNING + secrets.token_bytes(8)
+        has_waited = False
         while True:
-            entry: Entry | None = yield store.kv_get(self._key)
-            if entry is None:
-                version: int | None = yield store.kv_put(self._key, mine, expected=None, ttl=self._lease)
+            entry: Entry | None = yield self._app.store.kv_get(self._key)
+            if entry is None or (has_waited and self._guest is not None):
+                # A transaction that sees no later moment than its beginning would wait for the end of the lease, though
+                # it can never take the key: this tells.
+                version = yield from self._put(mine)
                 if version is not None:
                     return version
+                has_waited = False
             elif entry.value[:1] != _RUNNING:
                 return entry.value
             elif self._guest is not None and self._guest.exclusive:
@@ -136,6 +142,27 @@ class OnceKey:
             else:
                 # Somebody else is at it: either its result comes, or its lease ends.
                 yield Wait(_LOOK_AGAIN)
+                has_waited = True
+
+    def _put(self, mine: bytes) -> Procedure[int | None]:
+        """Take the key if it is free. Whoever does not get to hear that he has it, does not make the call either: then
+        the key must not be taken until the end of the lease."""
+        put = self._app.store.kv_put(self._key, mine, expected=None, ttl=self._lease)
+        try:
+            return (yield from _patient(put))
+        except BaseException as error:
+            if self._guest is None and not isinstance(error, GeneratorExit):
+                with contextlib.suppress(Exception):
+                    yield from self._leave_untaken(mine)
+            raise
+
+    def _leave_untaken(self, mine: bytes) -> Procedure[None]:
+        store = self._app.store
+        # This goes behind what was sent before, so what is found is what came of that.
+        version: int | None = yield store.kv_put(self._key, mine, expected=None, ttl=1)
+        entry: Entry | None = None if version is not None else (yield store.kv_get(self._key))
+        if entry is not None and entry.value == mine:
+            yield store.kv_put(self._key, mine, expected=entry.version, ttl=1)
 
     def _keep(self, version: int, value: Any) -> Procedure[None]:
         """The call has been made, and must not be made again for want of a note of it."""
@@ -190,15 +217,26 @@ class OnceKey:
         return Once(self._app.codec.decoder(Any)(entry[1:]), duplicate=True)
 
 
+def _patient(put: Operation[int | None]) -> Procedure[int | None]:
+    """Wait for the end of a transaction that holds the key, for as long as it takes."""
+    while True:
+        with contextlib.suppress(StoreBusy):
+            version: int | None = yield put
+            return version
+        yield Wait(_LOOK_AGAIN)
+
+
 class Window:
     """Knows the ids that were seen in the last `seconds`; see `App.window`. Thread-safe."""
 
     def __init__(self, app: App, name: str, seconds: float) -> None:
+        taken("the name of a window", name, TEXT)
+        seconds = taken("seconds", seconds, SECONDS)
         if not 0 < seconds <= CENTURY:
             raise ConfigError(f"the window {name!r} must be some seconds long, a hundred years at most")
         # So that no name runs into an id.
         prefix = name.replace("%", "%25").replace(":", "%3A")
-        if problem := too_long("the name of a window", prefix):
+        if problem := unfit("the name of a window", prefix):
             raise ConfigError(problem)
         self._app = app
         self._name = name
@@ -222,12 +260,12 @@ class Window:
 
     def _first(self, id: str, using: object) -> Procedure[bool]:
         id = str(id)
-        if problem := too_long(f"in the window {self._name!r} the id", id):
+        if problem := unfit(f"in the window {self._name!r} the id", id):
             raise ConfigError(problem)
         store = self._app.store
         put = store.kv_put(self._prefix + id, b"", expected=None, ttl=self._ttl)
         if using is None:
-            version: int | None = yield put
+            version: int | None = yield from _patient(put)
         else:
             version = yield Inside(store.using(using).runner, put)
         return version is not None

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from ferryman.clock import CENTURY, millis
-from ferryman.errors import ConfigError
+from ferryman.errors import ConfigError, InvalidValue
 from ferryman.job import MAX_COUNT, MAX_PRIORITY, MAX_TEXT, MIN_PRIORITY, JobId, NewJob, OnParentFailure
 from ferryman.policy.retry import Retry
+from ferryman.values import SECONDS, one_of, shown, taken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,14 +23,20 @@ __all__ = [
     "Options",
     "Overrides",
     "Priority",
+    "Seconds",
     "Unique",
+    "bad_queue",
     "new_job_template",
-    "too_long",
+    "unfit",
 ]
 
 PRIORITIES = {"low": -5, "normal": 0, "high": 5, "urgent": 9}
 
 Priority = int | Literal["low", "normal", "high", "urgent"]
+
+
+Seconds = float | datetime.timedelta
+"""How people may say a duration."""
 
 
 class HasId(Protocol):
@@ -47,8 +54,26 @@ class Unique(msgspec.Struct, frozen=True):
     """
 
     key: str | None = None
-    period: float | None = None
+    period: Seconds | None = None
     until: Literal["started", "finished"] = "finished"
+
+    def __post_init__(self) -> None:
+        if self.key == "":
+            raise InvalidValue("the key of Unique must not be empty; leave it out to mean the arguments")
+        if self.key is not None and not isinstance(self.key, str):
+            # As it has always been taken: many a key is the number of an order.
+            msgspec.structs.force_setattr(self, "key", str(self.key))
+        if self.period is not None:
+            taken("the period of Unique", self.period, SECONDS)
+        taken("until of Unique", self.until, _UNTIL)
+
+    @property
+    def period_seconds(self) -> float | None:
+        """The period as a number."""
+        return self.period.total_seconds() if isinstance(self.period, datetime.timedelta) else self.period
+
+
+_UNTIL = one_of(("started", "finished"))
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +105,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     unique: bool | float | str | Unique | None = None
     """At most one such job at a time: until it is finished (True), or for so many seconds, by task and
     arguments; or by the given key until it is finished; or as a `Unique` says."""
-    after: Sequence[HasId] = ()
-    """Jobs that must finish first."""
+    after: Sequence[HasId | str] = ()
+    """Jobs that must finish first, or their ids."""
     on_parent_failure: OnParentFailure = "cancel"
     tenant: str | None = None
     tags: Sequence[str] = ()
@@ -101,7 +126,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def new_job_template(label: str, options: Options, changed: Mapping[str, Any]) -> NewJob:
     """A job of these options that lacks only its id and arguments. Raises ConfigError, which names the option."""
-    problem = _problem(options) or too_long("its name", label)
+    problem = _problem(options) or unfit("its name", label) or (None if label else "a task needs a name")
     if problem:
         raise ConfigError(f"the options of {label}: {problem}")
     retry = options.retry
@@ -122,7 +147,7 @@ def new_job_template(label: str, options: Options, changed: Mapping[str, Any]) -
         key=options.key if isinstance(options.key, str) else None,
         room=options.room,
         ordered=options.ordered,
-        after=tuple(parent.id for parent in options.after),
+        after=tuple(JobId(each) if isinstance(each, str) else each.id for each in options.after),
         on_parent_failure=options.on_parent_failure,
         tenant=None if options.tenant is None else str(options.tenant),
         tags=tuple(str(tag) for tag in options.tags),
@@ -133,31 +158,35 @@ def _problem(options: Options) -> str | None:
     priority = options.priority
     if isinstance(priority, str) and priority not in PRIORITIES:
         return f"priority {priority!r} is none of {', '.join(PRIORITIES)}, nor a number"
-    if not isinstance(priority, (int, str)):
-        return f"priority {priority!r} is no whole number"
     if isinstance(priority, int) and not MIN_PRIORITY <= priority <= MAX_PRIORITY:
         return f"priority {priority} does not lie between {MIN_PRIORITY} and {MAX_PRIORITY}"
-    if not options.queue or len(options.queue) > 200:
-        return "a queue needs a name of 1 to 200 characters"
-    for name in ("at", "deadline"):
-        moment = getattr(options, name)
-        if moment is not None and moment.tzinfo is None:
-            return f"{name} must be an aware datetime, such as datetime.now(timezone.utc)"
-    durations = {name: getattr(options, name) for name in ("delay", "ttl", "timeout", "result_ttl")}
-    durations["unique"] = _period(options.unique)
-    for name, seconds in durations.items():
+    if problem := bad_queue(options.queue):
+        return problem
+    for name, seconds in (
+        ("delay", options.delay),
+        ("ttl", options.ttl),
+        ("timeout", options.timeout),
+        ("result_ttl", options.result_ttl),
+        ("unique", _period(options.unique)),
+    ):
         if seconds is not None and not 0 <= seconds <= CENTURY:
             return f"{name} must lie between 0 and {CENTURY:,.0f} seconds, a hundred years"
-    if not (options.key is None or isinstance(options.key, str) or callable(options.key)):
-        return f"key must be a text or a function, not {options.key!r}"
-    texts = (("key", options.key), ("unique", _unique_key(options.unique)), ("tenant", options.tenant))
-    for name, text in (*texts, *(("tag", tag) for tag in options.tags)):
-        if isinstance(text, str) and (problem := too_long(name, text)):
+    texts = [("key", options.key), ("unique", _unique_key(options.unique)), ("tenant", options.tenant)]
+    if options.tags:
+        texts += [("tag", tag) for tag in options.tags]
+    for name, text in texts:
+        if isinstance(text, str) and (problem := unfit(name, text)):
             return problem
-    if options.max_memory is not None and options.max_memory < 0:
-        return "max_memory must not be negative"
+    if options.max_memory is not None and not 0 <= options.max_memory <= MAX_COUNT:
+        return f"max_memory must not be negative, and {MAX_COUNT:,} MiB at most"
+    if options.ttl is not None and options.at is None and options.ttl < options.delay:
+        return f"ttl is over after {options.ttl:g} s, before the delay of {options.delay:g} s: the job could only expire"
+    if options.at is not None and options.deadline is not None and options.deadline < options.at:
+        return "deadline lies before at: the job could only expire"
     if not 1 <= options.room <= MAX_COUNT:
         return f"room must lie between 1 and {MAX_COUNT:,}"
+    if options.room != 1 and options.key is None:
+        return "room needs a key: it is how many jobs of the same key run at a time"
     if options.ordered and options.key is None:
         return "ordered needs a key: jobs of the same key run in order"
     if options.ordered and options.room != 1:
@@ -165,11 +194,23 @@ def _problem(options: Options) -> str | None:
     return None
 
 
-def too_long(what: str, text: str) -> str | None:
-    """What is to be said of a text by which something is to be found, if it is too long for that."""
-    if len(text) <= MAX_TEXT // 4:  # No character has more than four bytes.
+def bad_queue(name: str) -> str | None:
+    """What is to be said of the name of a queue, if it can be none."""
+    if not 0 < len(name) <= 200:
+        return "a queue needs a name of 1 to 200 characters"
+    return unfit("queue", name)
+
+
+def unfit(what: str, text: str) -> str | None:
+    """What is to be said of a text by which something is to be found, if there is a store that could not find it."""
+    if len(text) <= MAX_TEXT // 4 and text.isascii() and "\0" not in text:
         return None
-    size = len(text.encode("utf-8", "surrogatepass"))
+    if "\0" in text:
+        return f"{what} {shown(text)} has a NUL character, which stores cannot keep; leave it out"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return f"{what} {shown(text)} has half a character (a lone surrogate), which stores cannot keep; leave it out"
     if size <= MAX_TEXT:
         return None
     return f"{what} {text[:20]!r}… has {size:,} bytes, and {MAX_TEXT:,} is the most; shorten it, or give a digest of it"
@@ -183,8 +224,8 @@ def _unique_key(unique: bool | float | str | Unique | None) -> str | None:
 
 def _period(unique: bool | float | str | Unique | None) -> float | None:
     if isinstance(unique, Unique):
-        return unique.period
-    return None if isinstance(unique, bool) or not isinstance(unique, int | float) else unique
+        return unique.period_seconds
+    return None if unique is None or isinstance(unique, bool | str) else unique
 
 
 def _overrides(label: str, changed: Mapping[str, Any]) -> bytes | None:

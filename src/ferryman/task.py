@@ -14,8 +14,9 @@ from ferryman.clock import millis
 from ferryman.context import Context
 from ferryman.errors import BadArguments, ConfigError
 from ferryman.handle import JobHandle
+from ferryman.intake import fields_of
 from ferryman.job import JobId, NewJob, UniqueKey, new_id, new_ids
-from ferryman.options import HasId, Options, Priority, Unique, new_job_template, too_long
+from ferryman.options import HasId, Options, Priority, Seconds, Unique, new_job_template, unfit
 from ferryman.policy.retry import Retry
 
 if TYPE_CHECKING:
@@ -35,22 +36,22 @@ class JobOptions(TypedDict, total=False):
 
     queue: str
     priority: Priority
-    delay: float
+    delay: Seconds
     at: datetime.datetime | None
-    ttl: float | None
+    ttl: Seconds | None
     deadline: datetime.datetime | None
     retry: Retry
-    timeout: float | None
+    timeout: Seconds | None
     max_memory: int | None
     key: str | Callable[..., str | None] | None
     room: int
     ordered: bool
-    unique: bool | float | str | Unique | None
-    after: Sequence[HasId]
+    unique: bool | Seconds | str | Unique | None
+    after: Sequence[HasId | str]
     on_parent_failure: OnParentFailure
     tenant: str | None
     tags: Sequence[str]
-    result_ttl: float | None
+    result_ttl: Seconds | None
 
 
 class CallOptions(JobOptions, total=False):
@@ -100,7 +101,10 @@ class Task(Generic[P, R]):
         """The connection in whose transaction jobs are stored; None for one of their own."""
         self._changed = dict(changed or {})
         self._template = new_job_template(name, options, self._changed)
-        self._per_call = callable(options.key) or "{" in (self._template.key or "") or bool(options.unique)
+        self._unique = _wish(options.unique)
+        self._per_call = (
+            callable(options.key) or "{" in (self._template.key or "") or self._unique is not None
+        )
         functools.update_wrapper(self, function)
 
     def __repr__(self) -> str:
@@ -123,14 +127,12 @@ class Task(Generic[P, R]):
         commit starts them, and if it is rolled back, there are none.
         """
         using = changes.pop("using", self.using)
-        try:
-            options = msgspec.structs.replace(self.settings, **changes)
-        except TypeError as error:
-            raise ConfigError(f"the options of {self.name}: {error}") from error
-        if self.settings.at_most_once and "retry" in changes:
+        fields = fields_of(self.name, changes, JobOptions.__annotations__)
+        options = msgspec.structs.replace(self.settings, **fields)
+        if self.settings.at_most_once and "retry" in fields:
             raise ConfigError(f"{self.name} runs at most once; its jobs cannot be retried")
         changed: Task[P, R] = Task(
-            self.app, self.function, self.name, options, {**self._changed, **changes}, using
+            self.app, self.function, self.name, options, {**self._changed, **fields}, using
         )
         changed.__dict__["binding"] = self.binding
         return changed
@@ -186,28 +188,38 @@ class Task(Generic[P, R]):
             try:
                 made = key(**arguments) if callable(key) else key.format_map(arguments)
                 changes["key"] = None if made is None else str(made)
-            except (KeyError, IndexError, AttributeError, TypeError) as error:
+            except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
                 raise BadArguments(
                     f"the key of {self.name} cannot be made from its arguments: {error!r}"
                 ) from error
-            if changes["key"] is not None and (problem := too_long("its key", changes["key"])):
+            if changes["key"] is not None and (problem := unfit("its key", changes["key"])):
                 raise BadArguments(f"the arguments of {self.name}: {problem}")
-        if self.settings.unique:
-            changes["unique"] = self._unique(self.settings.unique, payload)
+        if self._unique is not None:
+            changes["unique"] = self._unique_key(self._unique, payload)
         return changes
 
-    def _unique(self, wish: bool | float | str | Unique, payload: bytes) -> UniqueKey:
-        match wish:
-            case Unique():
-                unique = wish
-            case str():
-                unique = Unique(wish)
-            case bool():
-                unique = Unique()
-            case _:
-                unique = Unique(period=wish)
-        key = unique.key or f"{self.name}:{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
-        return UniqueKey(str(key), None if unique.period is None else millis(unique.period), unique.until)
+    def _unique_key(self, wish: UniqueKey, payload: bytes) -> UniqueKey:
+        if wish.key:
+            return wish
+        key = f"{self.name}:{hashlib.blake2b(payload, digest_size=16).hexdigest()}"
+        return UniqueKey(key, wish.period, wish.until)
+
+
+def _wish(unique: bool | float | str | Unique | None) -> UniqueKey | None:
+    """What the option says, with an empty key for that of the arguments."""
+    match unique:
+        case Unique():
+            said = unique
+        case str():
+            said = Unique(unique)
+        case None | False | 0:
+            return None
+        case True:
+            said = Unique()
+        case _:
+            said = Unique(period=unique)
+    period = said.period_seconds
+    return UniqueKey(said.key or "", None if period is None else millis(period), said.until)
 
 
 def _split(name: str, call: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:

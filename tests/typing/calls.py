@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timedelta
 from typing import Any, assert_type
 
 from ferryman import Call, Context, Ferryman, JobHandle, State
@@ -72,6 +73,7 @@ def options_keep_the_types() -> None:
     later = add.options(delay=5, priority="urgent", unique=60, tenant="acme")
     assert_type(later.enqueue(1, 2), JobHandle[int])
     assert_type(crawl.options(after=[add.enqueue(1)]).enqueue("example.com").result(), dict[str, int])
+    crawl.options(after=["0192f3c4a1b27def8123456789abcdef", add.call(1)], timeout=timedelta(minutes=5))
 
 
 def calling_a_task_is_calling_its_function() -> None:

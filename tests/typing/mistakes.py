@@ -40,7 +40,7 @@ def wrong_options() -> None:
     add.options(priority="highest")  # type: ignore[arg-type]
     add.options(delay="5")  # type: ignore[arg-type]
     add.options(on_parent_failure="ignore")  # type: ignore[arg-type]
-    add.options(after=["0192f3c4a1b2"])  # type: ignore[list-item]
+    add.options(after=[5])  # type: ignore[list-item]
     app.queue("reports", overflow="wait")  # type: ignore[arg-type]
 
 

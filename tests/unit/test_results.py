@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
+import msgspec
 import pytest
 
 from ferryman import Ferryman
-from ferryman.errors import StoreUnavailable
+from ferryman.errors import ResultTimeout, StoreUnavailable
 from ferryman.handle import JobHandle
 from ferryman.io.operation import Wait
 
@@ -66,3 +68,18 @@ def test_a_store_that_stays_away_until_the_time_is_over_is_told(handle: JobHandl
 
     with pytest.raises(StoreUnavailable):
         waiting.throw(AWAY)
+
+
+def test_whoever_waits_in_vain_is_told_what_the_job_waits_for(handle: JobHandle[int]) -> None:
+    waiting = handle._result(timeout=0)
+    next(waiting)
+
+    with pytest.raises(ResultTimeout) as waited:
+        waiting.send([msgspec.structs.replace(handle.record(), reason="the shop is closed")])
+
+    assert str(waited.value) == (f"job {handle.id} is still ready (the shop is closed) after 0 s; it goes on")
+
+
+def test_the_time_to_wait_may_be_a_timedelta(handle: JobHandle[int]) -> None:
+    with pytest.raises(ResultTimeout, match=r"is still ready after 0\.01 s; it goes on"):
+        handle.result(timeout=timedelta(milliseconds=10))

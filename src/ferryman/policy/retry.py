@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
+from ferryman.errors import InvalidValue
 from ferryman.job import MAX_COUNT
+from ferryman.values import NUMBER, WHOLE, Kind, listed, taken
 
 __all__ = [
     "Backoff",
@@ -57,14 +59,59 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     judge: Callable[[BaseException], Verdict | None] | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            said = getattr(self, name)
+            kept = taken(name, said, kind)
+            if kept is not said:
+                msgspec.structs.force_setattr(self, name, kept)
         if not 1 <= self.max_attempts <= MAX_COUNT:
-            raise ValueError(f"max_attempts must lie between 1 and {MAX_COUNT:,}")
-        if not callable(self.backoff) and self.backoff not in get_args(Backoff):
-            raise ValueError(
-                f"backoff {self.backoff!r} is none of {', '.join(get_args(Backoff))}, nor a function"
+            raise InvalidValue(f"max_attempts must lie between 1 and {MAX_COUNT:,}, not {self.max_attempts}")
+        # Put so that what is no number is refused, too.
+        if not (self.base >= 0 and self.cap >= 0 and self.factor > 0 and 0 <= self.jitter <= 1):
+            raise InvalidValue(
+                "base and cap must not be negative, factor must be positive, jitter from 0 to 1"
             )
-        if self.base < 0 or self.cap < 0 or self.factor <= 0 or not 0 <= self.jitter <= 1:
-            raise ValueError("base and cap must not be negative, factor must be positive, jitter from 0 to 1")
+
+
+def _spacing(value: Any) -> Any:
+    if not callable(value) and not (isinstance(value, str) and value in get_args(Backoff)):
+        raise TypeError
+    return value
+
+
+def _error_types(value: Any) -> tuple[type[BaseException], ...]:
+    """Also of a single one, and of a list."""
+    if isinstance(value, type):
+        value = (value,)
+    if type(value) is not tuple:
+        value = listed(value)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in value):
+        raise TypeError
+    return value  # type: ignore[no-any-return]
+
+
+def _judge(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError
+    return value
+
+
+_ERROR_TYPES = Kind("types of exceptions, such as (ConnectionError, TimeoutError)", _error_types)
+_IN_SECONDS = Kind("seconds, as a number: for a timedelta its total_seconds()", NUMBER.take)
+
+_KINDS = {
+    "max_attempts": WHOLE,
+    "backoff": Kind(
+        f"one of {', '.join(get_args(Backoff))}, or a function of the attempt's number", _spacing
+    ),
+    "base": _IN_SECONDS,
+    "factor": NUMBER,
+    "cap": _IN_SECONDS,
+    "jitter": NUMBER,
+    "only_on": _ERROR_TYPES,
+    "give_up_on": _ERROR_TYPES,
+    "judge": Kind("a function of the exception", _judge),
+}
 
 
 def backoff_delay(policy: Retry, attempt: int, luck: float) -> float:

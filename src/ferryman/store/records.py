@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
-from ferryman.job import Claim, ErrorInfo, JobId, State, WorkerId
+from ferryman.job import Claim, ErrorInfo, JobId, State, WorkerId, as_job_id
+from ferryman.values import WHOLE, Kind, listed, taken
 
 __all__ = [
     "ARRIVING",
@@ -25,6 +26,7 @@ __all__ = [
     "Order",
     "OrderKind",
     "Orders",
+    "Overflow",
     "ParentResult",
     "Pruned",
     "QueueRecord",
@@ -80,6 +82,9 @@ class Enqueued(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
+Overflow = Literal["block", "reject", "drop_oldest"]
+
+
 class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a program says of a queue; the last word counts."""
 
@@ -90,7 +95,7 @@ class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The share of each tenant of a fair queue; 1 for those not named."""
     max_size: int | None = None
     """How many pending jobs (see `ferryman.job.PENDING`) it may hold."""
-    overflow: Literal["block", "reject", "drop_oldest"] = "reject"
+    overflow: Overflow = "reject"
     """What an enqueue to a full queue does. A store treats ``block`` as ``reject``: waiting is the producer's."""
 
 
@@ -283,6 +288,69 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Enqueued at or after."""
     until: int | None = None
     """Enqueued before."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _CONDITIONS.items():
+            said = getattr(self, name)
+            # Not whatever is false: State.WAITING is, and must not mean every job.
+            if said is None and kind is _MILLISECONDS:
+                continue
+            if said != () and (kept := taken(name, said, kind)) is not said:
+                msgspec.structs.force_setattr(self, name, kept)
+
+
+def _all(member: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def take(value: Any) -> tuple[Any, ...]:
+        kept = tuple(map(member, listed(value)))
+        return value if kept == value else kept
+
+    return take
+
+
+def _id(value: Any) -> JobId:
+    id = as_job_id(value)
+    if id is None:
+        raise ValueError
+    return id
+
+
+def _findable(value: Any) -> str:
+    """A text that every store can look for."""
+    if not isinstance(value, str) or "\0" in value:
+        raise TypeError
+    if not value.isascii():
+        value.encode()
+    return value
+
+
+def _state(value: Any) -> State:
+    if not isinstance(value, State):
+        raise TypeError
+    return value
+
+
+_NAMES = _all(_findable)
+
+
+def _moment(value: Any) -> int:
+    moment: int = WHOLE.take(value)
+    if abs(moment) > 2**53:  # More, and not every store could compare it.
+        raise ValueError
+    return moment
+
+
+_MILLISECONDS = Kind("milliseconds since the epoch: for a datetime int(1000 * it.timestamp())", _moment)
+
+_CONDITIONS = {
+    "ids": Kind("a tuple of the ids of jobs, of 32 hexadecimal digits each", _all(_id)),
+    "queues": Kind("a tuple of texts, such as ('reports',)", _NAMES),
+    "states": Kind("a tuple of states, such as (State.DEAD,)", _all(_state)),
+    "tasks": Kind("a tuple of texts, such as ('shop.send_receipt',)", _NAMES),
+    "tags": Kind("a tuple of texts, such as ('urgent',)", _NAMES),
+    "causes": Kind("a tuple of texts, such as ('ValueError: boom',)", _NAMES),
+    "since": _MILLISECONDS,
+    "until": _MILLISECONDS,
+}
 
 
 class QueueRecord(msgspec.Struct, frozen=True):

@@ -102,7 +102,9 @@ class Context:
 
     def progress(self, fraction: float, text: str | None = None) -> None:
         """Report how much is done, from 0 to 1; people see it live. Cheap: reports are sent in batches."""
-        self._sink(JobNote(self._claim.id, self._claim.lease, min(max(fraction, 0.0), 1.0), text))
+        # In this order, so that what is no number is no progress.
+        done = min(1.0, max(0.0, float(fraction)))
+        self._sink(JobNote(self._claim.id, self._claim.lease, done, text))
 
     def note(self, text: str) -> None:
         """Keep a line with the job, for whoever looks at it later."""

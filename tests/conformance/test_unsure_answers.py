@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,6 +127,23 @@ def test_each_attempt_runs_once_and_each_job_ends_as_it_should(app: Ferryman, mo
     assert len(runs) == sum(job.record().attempt for _, job in jobs)
     assert sum(each.failed for each in moody) > 5
     onlooker.close()
+
+
+def test_a_call_whose_key_was_taken_in_an_answer_that_was_lost_is_made_by_the_next_who_asks(
+    app: Ferryman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It looks whether the key is free, and takes it; of that it does not hear. From then on all goes well.
+    dice = random.Random()
+    monkeypatch.setattr(dice, "random", chain([1.0, 0.15], repeat(1.0)).__next__)
+    runner = Moody(app.store.runner(), dice)
+    runner.is_in_its_mood = True
+    monkeypatch.setattr(app.store, "runner", lambda: runner)
+
+    with pytest.raises(StoreUnavailable):
+        app.once("order-7", lambda: 1, lease=3_600)
+    once = app.once("order-7", lambda: 2, lease=3_600)
+
+    assert (once.value, once.duplicate) == (2, False)
 
 
 def _wait_for_runs(runs: Counter[tuple[JobId, int]], count: int) -> None:

@@ -46,6 +46,15 @@ def stubborn(n: int) -> None:
         except BaseException:
             pass
     effect("end", n)
+
+pools = []
+
+@app.task
+def leave_a_hanging_pool(n: int) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    pools.append(ThreadPoolExecutor(1))
+    pools[-1].submit(threading.Event().wait)
+    effect("end", n)
 """
 
 
@@ -187,6 +196,19 @@ def test_an_executor_killed_while_its_worker_drains_gives_its_jobs_back(harbour:
     assert worker.process.wait(5) == 0
     assert harbour.counts() == {"ready": 2}
     assert {job.deaths for job in harbour.jobs()} == {1}
+
+
+def test_what_a_task_left_hanging_in_a_pool_keeps_a_worker_no_longer_than_the_grace(harbour: Harbour) -> None:
+    tasks = harbour.load(TASKS)
+    tasks.leave_a_hanging_pool.enqueue(1)
+    grace = {"FERRYMAN_WORKER_GRACE": "0.3"}
+    worker = harbour.start_worker("--executors", "1", "--shutdown-timeout", "600", env=grace)
+    wait_for(harbour.settled(succeeded=1))
+
+    assert worker.stop(10) == 0
+
+    assert harbour.tally("end")["1"] == 1
+    assert worker.record.gone == "stopped"
 
 
 def test_a_worker_that_is_stopped_while_it_starts_ends_well(harbour: Harbour) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ferryman.job import OutcomeKind
-from ferryman.worker.frames import Kind
+from ferryman.worker.frames import URL_VARIABLE, Kind
 from ferryman.worker.slots import monotonic_ms
 
 from .supervising import Child, claim
@@ -59,6 +59,12 @@ def signals_of_children() -> list[bool]:
     _, status = os.waitpid(forked, 0)
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [status == 0, started.stdout.strip() == "True"]
+
+@app.task
+def url_of_children() -> str:
+    code = "import os; print(os.environ.get('FERRYMAN_URL_OF_COMMAND', 'none'))"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return started.stdout.strip()
 
 @app.task
 def spoil_the_thread():
@@ -193,6 +199,20 @@ def test_programs_that_tasks_start_can_be_terminated(start: Starter) -> None:
     outcome = child.run("tasks.signals_of_children")
 
     assert outcome.result == b"\x01\x92\xc3\xc3"
+
+
+def test_programs_that_tasks_start_do_not_inherit_the_url_of_the_command(
+    start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URL_VARIABLE, "sqlite:///of-the-command.db")
+    child = start()
+
+    hello = child.frame(Kind.HELLO).body
+    outcome = child.run("tasks.url_of_children")
+
+    assert hello.url == "sqlite:///of-the-command.db"
+    assert outcome.result is not None
+    assert b"none" in outcome.result
 
 
 def test_a_child_that_hogs_its_interpreter_still_answers_a_ping(start: Starter) -> None:

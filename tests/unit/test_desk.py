@@ -157,7 +157,7 @@ class _Failing:
 
 
 @pytest.mark.parametrize("ferry", ["memory"], indirect=True)
-def test_a_store_that_refuses_how_any_job_ends_is_given_no_more_to_run_and_loses_nothing(
+def test_of_a_store_that_refuses_how_any_job_ends_few_more_are_run_and_nothing_is_lost(
     ferry: Ferry, desk: Desk
 ) -> None:
     ferry.add_many(100)
@@ -169,12 +169,14 @@ def test_a_store_that_refuses_how_any_job_ends_is_given_no_more_to_run_and_loses
     desk.unsaid.outcomes += [_success(claim) for claim in claims]
     desk.turn(0)
 
-    for _ in range(20):
+    for _ in range(200):
         desk.retry_at = 0.0
         taken = desk.turn(50)
+        claims = [*claims, *taken]
         desk.unsaid.outcomes += [_success(claim) for claim in taken]
 
-    assert [job.state for job in ferry.jobs()].count(State.READY) == 97
+    # One at a time, to find out whose fault it is.
+    assert len(claims) == 10
     denied = None
     assert desk.say_the_rest(time.monotonic() + 30)
     assert {ferry.state(claim.id) for claim in claims} == {State.SUCCEEDED}

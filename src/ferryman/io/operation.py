@@ -36,7 +36,7 @@ Requests = Generator[Any, Any, T]
 class Operation(Generic[T]):
     """One transaction that has not been performed yet. It can be performed more than once."""
 
-    __slots__ = ("body", "durable", "name", "writes")
+    __slots__ = ("body", "durable", "name", "patient", "writes")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Operation(Generic[T]):
         *,
         writes: bool = True,
         durable: bool = True,
+        patient: bool = True,
     ) -> None:
         self.name = name
         self.body = body
@@ -52,6 +53,8 @@ class Operation(Generic[T]):
         self.writes = writes
         self.durable = durable
         """False: by itself it need not survive a loss of power, only the death of every process."""
+        self.patient = patient
+        """False: rather than wait for what somebody's open transaction holds, it raises StoreBusy."""
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r})"

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         sys.path.insert(0, os.getcwd())
     try:
         app = load_app(target)
-        if (url := os.environ.get(URL_VARIABLE)) is not None:
+        if (url := os.environ.pop(URL_VARIABLE, None)) is not None:
             # The command line has the last word; the app has not opened its store yet.
             app.settings = msgspec.structs.replace(app.settings, url=url)
         executor = Executor(app, sock, table, f"the app {target}")

@@ -57,7 +57,15 @@ class Crew:
         """Start as many as are missing."""
         if time.monotonic() >= self._hire_at:
             staying = sum(not (member.retiring or member.relief) for member in self.members)
-            self.hire(self.size - staying)
+            self._try_to_hire(self.size - staying)
+
+    def _try_to_hire(self, count: int, *, relief: bool = False) -> None:
+        try:
+            self.hire(count, relief=relief)
+        except (OSError, RuntimeError) as error:
+            # Those that are there run on; perhaps this machine has room for another later.
+            log.error("an executor could not be started: %s", error)
+            self.wait_before_hiring()
 
     def wait_before_hiring(self) -> None:
         """Starting did not work; do not try again at once."""
@@ -131,18 +139,20 @@ class Crew:
         shares = share(len(claims), [member.room(now) for member in able])
         start = 0
         for member, count in zip(able, shares, strict=True):
-            member.assign(claims[start : start + count], self.facts)
+            member.assign(claims[start : start + count])
             start += count
         # More than there was room for, because an executor was lost meanwhile: they wait there.
         if start < len(claims):
-            max(able, key=lambda member: member.places - len(member.jobs)).assign(claims[start:], self.facts)
+            max(able, key=lambda member: (member.takes_jobs, member.places - len(member.jobs))).assign(
+                claims[start:]
+            )
 
     def _confine(self, claims: list[Claim]) -> list[Claim]:
         """Give jobs of hogging tasks to stalled executors with free places. Answers those for which none is left."""
         for member in self.members:
             if member.stalled and claims:
                 count = member.places_free()
-                member.assign(claims[:count], self.facts)
+                member.assign(claims[:count])
                 claims = claims[count:]
         return claims
 
@@ -152,19 +162,17 @@ class Crew:
 
     def isolate(self, claim: Claim) -> bool:
         """Give a suspect an executor for itself. False if none is empty yet; one will be."""
-        for member in self.members:
-            if member.ready and not member.retiring and not member.jobs and member.solo is None:
-                member.assign([claim], self.facts)
+        candidates = [member for member in self.members if member.ready and not member.retiring]
+        for member in candidates:
+            if not member.jobs and member.solo in (None, claim.id):
+                # Perhaps another one was kept free for it.
+                self.unreserve(claim.id)
+                member.assign([claim])
                 member.solo = claim.id
                 return True
         # The one with the least to do takes nothing more until it is empty.
-        candidates = [member for member in self.members if member.ready and not member.retiring]
         if candidates and not any(member.solo for member in candidates):
             min(candidates, key=lambda member: len(member.jobs)).solo = claim.id
-        for member in candidates:
-            if member.solo == claim.id and not member.jobs:
-                member.assign([claim], self.facts)
-                return True
         return False
 
     def unreserve(self, id_: JobId) -> None:
@@ -187,9 +195,9 @@ class Crew:
         """Keep one executor that answers: start another when all are stalled, let it go when it is not needed."""
         ready = [member for member in self.members if not member.retiring]
         if ready and all(member.ready and member.stalled for member in ready):
-            if len(ready) < self.size + _RELIEF:
+            if len(ready) < self.size + _RELIEF and now >= self._hire_at:
                 log.info("all executors are held by tasks that compute; starting another one")
-                self.hire(1, relief=True)
+                self._try_to_hire(1, relief=True)
             return
         for member in ready:
             idle = member.ready and not member.jobs and now - member.idle_since > _RELIEF_IDLE

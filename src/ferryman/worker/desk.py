@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ferryman.errors import StoreError
+from ferryman.errors import StoreBusy, StoreError
 from ferryman.io.operation import Operation, Runner
 from ferryman.job import Claim, JobId, OutcomeKind, WorkerId
 from ferryman.policy.priority import strict_plan
@@ -37,6 +37,12 @@ _STILL_DUE = 20
 
 _JUMP = 5_000
 """ms by which two answers of the store's time differ from ours when somebody has set a clock."""
+
+_QUIET = 0.2
+"""Seconds for which no notes are said, when somebody's open transaction has the row of one of their jobs."""
+
+_MOST_IN_DOUBT = 10
+"""Refused outcomes from which on no other job is run to find out whether it is they that are at fault."""
 
 _DOUBTS = 5
 """How often an outcome is refused before it is said in other words."""
@@ -74,6 +80,7 @@ class Desk:
         self.retry_at = 0.0
         """When to try again, while the store does not answer."""
         self._retry_delay = 0.0
+        self._quiet_until = 0.0
         self._sent = 0
         """How many of the first outcomes have been sent before, and may have been heard, although no answer came."""
         self._refused = False
@@ -87,6 +94,20 @@ class Desk:
         self.doubtful = False
         """A claim has failed: its answer may have been lost, and jobs with it."""
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the store does not answer at all. One that refuses what was said of a job is there."""
+        return self._away_since is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether all that is left has been refused again and again. While others' outcomes come, these tell whose fault
+        that is; at the end of a worker none do."""
+        return bool(self._doubts) and all(
+            times >= _DOUBTS and accepted_before == self._accepted
+            for accepted_before, times in self._doubts.values()
+        )
+
     def close(self) -> None:
         """Let go of the bell; the store is not this desk's to close."""
         self.waker.close()
@@ -97,9 +118,11 @@ class Desk:
         """When `turn` or `look` should be called next."""
         if now < self.retry_at:
             return self.retry_at
-        if self.unsaid or (self.hungry and may_claim):
+        is_quiet = now < self._quiet_until
+        says = self.unsaid.next_without_notes().outcomes if is_quiet else self.unsaid
+        if says or (self.hungry and may_claim):
             return now
-        wake = now + self.waker.poll
+        wake = self._quiet_until if self.unsaid else now + self.waker.poll
         return wake if self._next_due is None else min(wake, self._next_due)
 
     def ring(self) -> bool:
@@ -158,7 +181,7 @@ class Desk:
         """
         if time.monotonic() < self.retry_at:
             return ()
-        said = self.unsaid.next()
+        said = self._next(time.monotonic())
         if self._refused and any(said):
             return self._turn_one_by_one(said, room)
         operations: list[Operation[Any]] = []
@@ -173,15 +196,22 @@ class Desk:
         try:
             answers = self.runner.run_all(operations)
         except StoreError as error:
+            if isinstance(error, StoreBusy) and said.notes:
+                # Nothing was done. Outcomes and claims need not wait for what a job has to say of itself.
+                self._quiet_until = time.monotonic() + _QUIET
+                return ()
             self.doubtful = self.doubtful or room > 0
             self._sent = max(self._sent, len(said.outcomes))
-            self._refused = type(error) is StoreError
+            self._refused = _is_refusal(error)
             self.fail(error)
             return ()
         self.recovered()
         self._refused = False
         self._hear_verdict(said, answers[-2 if room else -1] if said.outcomes else ())
         return self._learn(answers[-1]) if room else ()
+
+    def _next(self, now: float) -> Sayings:
+        return self.unsaid.next() if now >= self._quiet_until else self.unsaid.next_without_notes()
 
     def _turn_one_by_one(self, said: Sayings, room: int) -> Sequence[Claim]:
         """After a refusal, which may be of what a single job said: each by itself, so that the others are heard."""
@@ -194,14 +224,16 @@ class Desk:
                     self._accepted += len(part.outcomes)
                     self._doubts.pop(part.what, None)
                 except StoreError as error:
-                    if type(error) is not StoreError:
+                    if not _is_refusal(error):
                         raise
                     self.unsaid.heard(part)
                     refusals.append((part, error))
                     self._doubts.setdefault(part.what, [self._accepted, 0])[1] += 1
             # If the store refuses how any job ends, no more shall be run than it takes to find that out.
-            if refusals and not all(self._is_at_fault(part) for part, _ in refusals):
-                room = min(room, 1) if len(refusals) == 1 else 0
+            doubted = [part for part, error in refusals if not isinstance(error, StoreBusy)]
+            if doubted and not all(self._is_at_fault(part) for part in doubted):
+                is_worth_a_try = len(doubted) == 1 or (self.is_stuck and len(doubted) < _MOST_IN_DOUBT)
+                room = min(room, 1) if is_worth_a_try else 0
             if room:
                 claims = self._learn(self.runner.run(self.store.claim(self.worker, self._plan(room), room)))
         except StoreError as error:
@@ -225,6 +257,9 @@ class Desk:
     def _doubt(self, part: Sayings, refusal: StoreError) -> None:
         """It was refused by itself. If that goes on while the outcomes of others are accepted, an outcome is said in
         plain words, and what cannot be put more plainly is not said any more."""
+        if isinstance(refusal, StoreBusy):
+            # That passes, and is no fault of what was said.
+            self._doubts[part.what][1] = 0
         if not self._is_at_fault(part) or self._doubts[part.what][1] < _DOUBTS:
             self.unsaid.put_back(part)
             return
@@ -291,7 +326,9 @@ class Desk:
         """The store did not do its part: keep everything, and try again, sooner at first."""
         if not self._retry_delay:
             log.error("the store does not answer, will try again: %s", error)
-        if self._away_since is None and type(error) is not StoreError:
+        if _is_refusal(error):
+            self.answered()  # It refuses, so it is there.
+        elif self._away_since is None:
             self._away_since = time.monotonic()
         self._retry_delay = min(_RETRY_MOST, self._retry_delay * 2 or _RETRY_FIRST)
         self.retry_at = time.monotonic() + self._retry_delay * (0.5 + random.random())  # noqa: S311
@@ -321,3 +358,8 @@ class Desk:
         self._sent = 0
         self.doubtful = False
         self.hungry = True
+
+
+def _is_refusal(error: StoreError) -> bool:
+    """Whether the store is there, but does not take what it was told, now or ever."""
+    return type(error) is StoreError or isinstance(error, StoreBusy)

@@ -75,14 +75,14 @@ class Duties:
         watch = self._watch_at if busy else math.inf
         prune = self._prune_latest if self._desk.hungry else self._prune_at
         ask = min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, prune)
-        return min(watch, max(ask, self._desk.retry_at))
+        return min(watch, max(ask, self._desk.retry_at) if self._desk.is_away else ask)
 
     def perform(self, now: float) -> None:
         """Do what is due."""
         if now >= self._watch_at:
             self._watch_at = now + _WATCH
             self._watch(now)
-        if now < self._desk.retry_at:
+        if now < self._desk.retry_at and self._desk.is_away:
             return
         with self._store_may_fail():
             if now >= self._heartbeat_at or self._beat_at < self._desk.back_at:
@@ -196,7 +196,10 @@ class Duties:
                 self._check_time(member, held, elapsed, now)
             if look_at_memory and member.ready:
                 self._check_memory(member, running)
-            if member.doomed:
+            if member.doomed or (
+                member.farewell is not None and now > member.farewell + supervisor.settings.grace
+            ):
+                # Of one that has said goodbye, only threads are left that do not end.
                 supervisor.kill(member)
             elif supervisor.settings.recycle_after and member.done >= supervisor.settings.recycle_after:
                 self._replace(member, f"it has done {member.done} jobs")
@@ -247,7 +250,8 @@ class Duties:
                 f"its executor took more than twice the {most} MiB allowed, and was killed\n(it took {taken} MiB)",
             )
             self._doom(member, held, error, elapsed)
-        elif most and taken > most:
+        elif most and taken > most and member.done:
+            # One that has done nothing yet takes what the app itself does: so would the next.
             self._replace(member, f"it takes {taken} MiB")
 
     def _doom(self, member: Member, held: Held, error: ErrorInfo, elapsed: float) -> None:

@@ -68,6 +68,8 @@ class Executor:
             self._loop = LoopTrack(tasks, self._outbox, table, self._track_ended)
         self._tracks = 1 if self._loop is None else 2
         self._tracks_lock = threading.Lock()
+        self.is_at_rest = threading.Event()
+        """Set once no task runs any more."""
         self._drains = False
         self._reader = FrameReader()
 
@@ -77,11 +79,16 @@ class Executor:
         In the latter case running jobs were told to stop, but may not have: their leases will be taken over,
         so a process that is only an executor should end at once.
         """
+        try:
+            self._outbox.start()
+            self._threads.start()
+            if self._loop is not None:
+                self._loop.start()
+        except RuntimeError:  # There can be no more threads; those that were started shall end.
+            self._abandon()
+            raise
+        # Only now: no job shall be begun by an executor that may not come to be.
         self._outbox.post(Kind.HELLO, self._hello)
-        self._outbox.start()
-        self._threads.start()
-        if self._loop is not None:
-            self._loop.start()
         self._threads.all_said.result()
         with self._tracks_lock:
             if self._tracks == 0:
@@ -114,7 +121,8 @@ class Executor:
             case Kind.RECALL, None:
                 self._recall()
             case Kind.PING, int(number):
-                self._outbox.post(Kind.PONG, number)
+                if self._loop is None or not self._loop.answer(number):
+                    self._outbox.post(Kind.PONG, number)
             case Kind.DRAIN, None:
                 self._drain()
             case _:
@@ -155,6 +163,7 @@ class Executor:
             self._tracks -= 1
             if self._tracks:
                 return
+        self.is_at_rest.set()
         if not self._drains:
             return
         self._outbox.post(Kind.BYE)

@@ -42,6 +42,7 @@ class InProcessWorker:
             settings = msgspec.structs.replace(app.settings.worker, **overrides)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the worker's options: {error}") from error
+        self._app = app
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._supervisor = Supervisor(
@@ -70,6 +71,8 @@ class InProcessWorker:
 
     def start(self) -> None:
         """Start, and wait until it serves. Raises what keeps it from serving, such as StoreError."""
+        # In a notebook, tasks are made while it runs.
+        self._app.on_new_task.append(self._supervisor.reload)
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
@@ -90,6 +93,7 @@ class InProcessWorker:
             self._error = error
             log.error("the worker ended: %s", error)
         finally:
+            self._app.on_new_task.remove(self._supervisor.reload)
             self._ready.set()
 
 
@@ -103,17 +107,16 @@ class _Thread:
         self.table = table
         self.pid = os.getpid()
         self._theirs = theirs
-        self._thread = threading.Thread(
-            target=self._serve, args=(app, theirs, table), name="ferryman-executor", daemon=True
-        )
+        self._executor = Executor(app, theirs, table)
+        self._thread = threading.Thread(target=self._serve, name="ferryman-executor", daemon=True)
         self._thread.start()
 
-    def _serve(self, app: App, theirs: socket.socket, table: SlotTable) -> None:
+    def _serve(self) -> None:
         try:
-            Executor(app, theirs, table).run()
+            self._executor.run()
         finally:
             with contextlib.suppress(OSError):
-                theirs.shutdown(socket.SHUT_RDWR)
+                self._theirs.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
         """It sees the end of its socket, and stops once what it runs allows."""
@@ -123,12 +126,13 @@ class _Thread:
     def close(self) -> None:
         self.sock.close()
         # A task may run on that cannot be stopped. Then its table has to stay; the process's end frees it.
-        self._thread.join(timeout=1.0)
-        if not self._thread.is_alive():
+        if self._executor.is_at_rest.wait(timeout=1.0):
+            self._thread.join()
             self._theirs.close()
             self.table.close()
 
 
 def _launch_thread(app: App, places: int) -> Launched:
     ours, theirs = socket.socketpair()
+    theirs.settimeout(None)  # whatever the program has made the default
     return _Thread(app, ours, theirs, SlotTable.create(places))

@@ -45,6 +45,9 @@ from ferryman.worker.slots import SlotTable
 
 __all__ = ["LoopTrack"]
 
+_LAST_STEPS = 1.0
+"""Seconds that asynchronous generators, which tasks have left, get to end."""
+
 T = TypeVar("T")
 
 
@@ -90,6 +93,7 @@ class LoopTrack:
         """Results on their way there."""
         self._flushes_soon = False
         self._ends = False
+        self._ended = False
         self._loop = asyncio.new_event_loop()
 
     def start(self) -> None:
@@ -120,6 +124,10 @@ class LoopTrack:
         """Stop a job, or keep it from being started. One that has ended is not disturbed."""
         self._call(self._cancel, serial, Stop(Cancelled, reason))
 
+    def answer(self, ping: int) -> bool:
+        """Answer a ping as soon as no task blocks the loop. False if it has ended."""
+        return self._call(self._outbox.post, Kind.PONG, ping)
+
     def finish(self) -> None:
         """End the loop after the current jobs; the queue must be empty, so recall first. Jobs whose arguments are being
         fetched are given back."""
@@ -130,20 +138,25 @@ class LoopTrack:
         self.recall()
         self._call(self._abandon, Stop(Cancelled, reason))
 
-    def _call(self, function: Callable[..., None], *args: Any) -> None:
+    def _call(self, function: Callable[..., None], *args: Any) -> bool:
         with contextlib.suppress(RuntimeError):  # The loop has ended, and with it all its jobs.
             self._loop.call_soon_threadsafe(function, *args)
+            return True
+        return False
 
     # -- in the loop's thread --------------------------------------------------------------------------
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-            self._on_end()
+        while not self._ended:
+            # A task of a task that raises SystemExit, and anybody who calls `stop`, leaves the loop; the jobs are still in it.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self._loop.run_forever()
+        with contextlib.suppress(BaseException):
+            closing = self._loop.shutdown_asyncgens()
+            self._loop.run_until_complete(asyncio.wait_for(closing, _LAST_STEPS))
+        self._loop.close()
+        self._on_end()
 
     def _fill(self) -> None:
         while self._free and self._waiting:
@@ -153,6 +166,7 @@ class LoopTrack:
                 break  # The reader has recalled it.
             self._start(assignment, self._free.pop())
         if self._ends and not self._runs and not self._fetching and not self._stowing:
+            self._ended = True
             self._loop.stop()
 
     def _start(self, assignment: Assignment, slot: int) -> None:
@@ -258,7 +272,11 @@ class LoopTrack:
         stowing = self._aside(functools.partial(stow, run.runnable, outcome))
         self._stowing.add(stowing)
         try:
-            await asyncio.wait([stowing], timeout=patience(run.runnable, outcome))
+            deadline = patience(run.runnable, outcome)
+            while not stowing.done():
+                with contextlib.suppress(asyncio.CancelledError):  # Meant for the task, which has ended.
+                    await asyncio.wait([stowing], timeout=deadline)
+                    break
         finally:
             self._stowing.discard(stowing)
         return (stowing.result() if stowing.done() else None) or outcome

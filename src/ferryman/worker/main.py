@@ -23,6 +23,9 @@ __all__ = ["WorkerStart", "run_worker"]
 
 log = logging.getLogger("ferryman.worker")
 
+_LONG_TO_LOAD = 2.0
+"""Seconds after which people are told what a worker that is not ready yet is at."""
+
 _LEAVE_TAKING = 10.0
 """Seconds that a worker may take, beyond its shutdown timeout, to tell the store that it leaves."""
 
@@ -51,18 +54,27 @@ def run_worker(start: WorkerStart) -> int:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(message)s",
     )
+    loading = threading.Timer(
+        _LONG_TO_LOAD, log.info, ("still loading %s, or opening its store", start.target)
+    )
+    loading.daemon = True
     supervisor = Supervisor(
         functools.partial(launch_process, start.target, url=start.url),
         _open_shared_store,
         settings=_settings(start.overrides),
         overrides=start.overrides,
         queues=start.queues,
+        on_ready=loading.cancel,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: _stop(supervisor))
     if start.reload:
         _reload_on_change(supervisor)
-    supervisor.run()
+    loading.start()
+    try:
+        supervisor.run()
+    finally:
+        loading.cancel()
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from ferryman.worker.frames import (
     Assignment,
     CancelRequest,
     Frame,
+    FrameError,
     FrameReader,
     Kind,
     TaskFacts,
@@ -34,6 +36,8 @@ from ferryman.worker.slots import SlotTable
 __all__ = ["Casualty", "Held", "Launch", "Launched", "Member", "launch_process"]
 
 _READ_BYTES = 1 << 18
+
+log = logging.getLogger("ferryman.worker")
 
 _PATIENCE = 0.05
 """Seconds for which an executor may leave a ping unanswered before it counts as stalled."""
@@ -93,7 +97,9 @@ class Member:
         self.places = places
         self.jobs: dict[JobId, Held] = {}
         self.ready = False
-        """It has said hello."""
+        """It has said hello..."""
+        self.facts: Mapping[str, TaskFacts] = {}
+        """... and what tasks it has, which need not be what others have: code is reloaded."""
         self.retiring = False
         """It gets no more jobs."""
         self.solo: JobId | None = None
@@ -105,6 +111,8 @@ class Member:
         self.cancelling: dict[JobId, tuple[float, str]] = {}
         """Jobs that were told to stop: when that must have happened, and why."""
         self.stalled = False
+        self.farewell: float | None = None
+        """When it said that it ends; its process may take its time."""
         self.done = 0
         self.idle_since = now
         self.pace = Pace(now, places)
@@ -146,15 +154,25 @@ class Member:
             return []
         except OSError:
             return None
-        return self._reader.feed(data) if data else None
+        if not data:
+            return None
+        try:
+            return self._reader.feed(data)
+        except FrameError as error:
+            # Its stream is of no use any more, and so is it.
+            log.error("executor %d is ended: %s", self.launched.pid, error)
+            self.launched.kill()
+            return None
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def assign(self, claims: Sequence[Claim], facts: Mapping[str, TaskFacts]) -> None:
+    def assign(self, claims: Sequence[Claim]) -> None:
         """Hand over jobs."""
+        if not self.jobs:
+            self._progress_at = time.monotonic()  # Its rest was no silence.
         assignments: list[Assignment] = []
         for claim in claims:
-            fact = facts.get(claim.task)
+            fact = self.facts.get(claim.task)
             track: Track = fact.track if fact else "thread"
             self._serials[track] += 1
             held = Held(claim, self._serials[track], track, *_limits(claim, fact))
@@ -186,15 +204,20 @@ class Member:
         if not self.jobs:
             self.idle_since = now
 
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it may be given any job."""
+        return self.ready and not self.retiring and self.solo is None and not self.doomed
+
     def room(self, now: float) -> int:
         """How many more jobs it should have."""
-        if not self.ready or self.retiring or self.solo is not None or self.doomed:
+        if not self.takes_jobs:
             return 0
         return max(0, self.places + self.pace.ahead(now) - len(self.jobs))
 
     def places_free(self) -> int:
         """How many jobs it could start at once, however slow it is."""
-        if not self.ready or self.retiring or self.solo is not None or self.doomed:
+        if not self.takes_jobs:
             return 0
         return max(0, self.places - len(self.jobs))
 
@@ -320,6 +343,10 @@ def launch_process(target: str, places: int, url: str | None = None) -> Launched
             process_group=0,
             env=None if url is None else {**os.environ, URL_VARIABLE: url},
         )  # fmt: skip
+    except BaseException:
+        ours.close()
+        table.close()
+        raise
     finally:
         theirs.close()
     return _Process(ours, table, process)

@@ -126,7 +126,7 @@ class Supervisor:
     def _is_over(self) -> bool:
         if self.phase is not Phase.DRAINING:
             return self.phase is Phase.KILLED
-        unsaid = self._desk is not None and self._desk.unsaid
+        unsaid = self._desk is not None and self._desk.unsaid and not self._desk.is_stuck
         return (not self.crew.members and not unsaid) or time.monotonic() > self._deadline
 
     def _end(self) -> None:
@@ -148,9 +148,9 @@ class Supervisor:
         """Say the rest, and leave. It is tried again while there is time: what a worker still holds that went without a
         word waits for the end of its lease."""
         give_up = time.monotonic() + _LAST_WORDS
-        while desk.say_the_rest(give_up) and desk.await_retry(give_up):
+        while desk.say_the_rest(give_up) or not desk.is_away:
             try:
-                # Whoever leaves says of all that it holds that it did not get done.
+                # Whoever leaves says of all that it holds that it did not get done; so it does of what the store refuses.
                 if desk.doubtful and self._duties is not None:
                     self._duties.reconcile()
                 else:
@@ -158,6 +158,8 @@ class Supervisor:
                     return
             except StoreError as error:
                 desk.fail(error)
+                if not desk.await_retry(give_up):
+                    return
 
     # -- one turn ----------------------------------------------------------------------------------
 
@@ -203,7 +205,9 @@ class Supervisor:
         """How many jobs to claim; 0 while the executors hold plenty."""
         if self.phase is not Phase.ACTIVE:
             return 0
-        room = min(self.crew.room(now), MOST_JOBS)
+        room = min(self.crew.room(now) - len(self.suspects), MOST_JOBS)
+        if room <= 0:
+            return 0
         worth_it = room * 2 >= self.crew.held() or room >= self.crew.places or self.crew.has_idle_place()
         return room if worth_it else 0
 
@@ -231,8 +235,9 @@ class Supervisor:
         while self._told:
             match self._told.popleft():
                 case "reload":
-                    log.info("replacing the executors")
-                    if self._is_staffed():
+                    # Of several at once, the last one counts.
+                    if self._is_staffed() and "reload" not in self._told:
+                        log.info("replacing the executors")
                         self.crew.renew()
                 case _ if self._is_stopping or self._desk is None:
                     self.phase = Phase.KILLED
@@ -277,6 +282,7 @@ class Supervisor:
                 self._refuse(member, body)
             case Kind.BYE:
                 member.retiring = True
+                member.farewell = time.monotonic()
             case _:
                 raise FerrymanError(f"an executor sent a {frame.kind.name} frame")
 
@@ -291,7 +297,7 @@ class Supervisor:
         if self.phase is Phase.KILLED:
             return
         member.ready = True
-        self.crew.facts = {fact.name: fact for fact in hello.tasks}
+        member.facts = self.crew.facts = {fact.name: fact for fact in hello.tasks}
         if self._desk is None:
             self._open(hello)
         self._fill()
@@ -302,6 +308,7 @@ class Supervisor:
         # Code that was reloaded is broken for the moment: the next change starts another.
         log.error("an executor could not start: %s", story)
         member.retiring = True
+        member.farewell = time.monotonic()
         self.crew.wait_before_hiring()
 
     def _open(self, hello: ExecutorHello) -> None:
@@ -320,8 +327,9 @@ class Supervisor:
             chore.start()
         served = "all queues" if self._queues is None else f"queues {', '.join(self._queues)}"
         log.info(
-            "worker %s serves %s of %s with %d tasks, %d jobs at a time in %d executors",
-            self.id, served, desk.store.url, len(hello.tasks), self.settings.concurrency, self.crew.size,
+            "worker %s serves %s of %s with %s, %s at a time in %s",
+            self.id, served, desk.store.url, _counted(len(hello.tasks), "task"),
+            _counted(self.settings.concurrency, "job"), _counted(self.crew.size, "executor"),
         )  # fmt: skip
         if self._on_ready is not None:
             self._on_ready()
@@ -389,7 +397,8 @@ class Supervisor:
             self._deadline = min(self._deadline, time.monotonic() + patience)
             log.info("stopping within %g s", max(0.0, self._deadline - time.monotonic()))
             return
-        log.info("stopping: %d jobs run on, for %g s at most", self.crew.running(), patience)
+        until = "as long as they take" if patience == math.inf else f"{patience:g} s at most"
+        log.info("stopping: jobs that run (%d) have %s", self.crew.running(), until)
         self.phase = Phase.DRAINING
         self._deadline = time.monotonic() + patience
         self._conclude(self.suspects.give_back())
@@ -448,7 +457,7 @@ class Supervisor:
             log.error("executor %d died with %d jobs", member.launched.pid, len(lost))
         self._dismiss(member)
         self._conclude(self.crew.outcomes_of_lost(member, lost, reason))
-        if not member.ready:
+        if not member.ready or (reason is None and not (member.retiring or member.done or lost)):
             self.crew.wait_before_hiring()
         self._fill()
 
@@ -464,3 +473,7 @@ class Supervisor:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(member)
         self.crew.dismiss(member)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -20,6 +20,9 @@ class Suspects:
         self._crew = crew
         self._waiting: deque[Claim] = deque()
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def pick_out(self, claims: Sequence[Claim]) -> Sequence[Claim]:
         """Keep the suspects among them. Answers the others."""
         others = [claim for claim in claims if claim.deaths < MAX_DEATHS - 1]

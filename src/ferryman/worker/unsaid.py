@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 import msgspec
@@ -107,6 +107,13 @@ class Unsaid:
             if lease not in ended:
                 notes += _tell(lease, going_on, _TEXTS_EACH)
         return Sayings(notes, outcomes)
+
+    def next_without_notes(self) -> Sayings:
+        """Outcomes from the front, up to the first one whose job has notes, too."""
+        return Sayings(
+            (),
+            list(takewhile(lambda each: (each.id, each.lease) not in self._stories, self._next_outcomes())),
+        )
 
     def _next_outcomes(self) -> list[Outcome]:
         outcomes = self.outcomes[:MOST_AT_ONCE]

@@ -11,12 +11,13 @@ outlives a transaction, so that a pooler may stand between; the one connection t
 from ferryman.io.postgres.address import Address, parse_url
 from ferryman.io.postgres.bell import PostgresWaker
 from ferryman.io.postgres.database import Database
-from ferryman.io.postgres.requests import GATE, NOW, Gap, Statement, filled
+from ferryman.io.postgres.requests import GATE, NOW, OWN, Gap, Statement, filled
 from ferryman.io.postgres.runners import AsyncPostgresRunner, PostgresRunner
 
 __all__ = [
     "GATE",
     "NOW",
+    "OWN",
     "Address",
     "AsyncPostgresRunner",
     "Database",

@@ -17,8 +17,16 @@ from ferryman.clock import Clock
 from ferryman.errors import StoreUnavailable
 from ferryman.io.postgres.address import Address
 from ferryman.io.postgres.connections import Session, connect, drop, is_alive, transact
-from ferryman.io.postgres.failures import is_read_only, is_schema_missing, lost, mapped
-from ferryman.io.postgres.performing import MOST_AT_ONCE, Attempt, Pause, Rows, Ticket, bring_through
+from ferryman.io.postgres.failures import is_held, is_read_only, is_schema_missing, lost, mapped
+from ferryman.io.postgres.performing import (
+    MOST_AT_ONCE,
+    Attempt,
+    Pause,
+    Rows,
+    Ticket,
+    bring_through,
+    pauses_while_held,
+)
 from ferryman.io.postgres.requests import Statement
 
 __all__ = ["Database"]
@@ -61,10 +69,23 @@ class Database:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def write(self, statements: Sequence[Statement]) -> list[Rows]:
-        """Perform statements in one transaction, together with those of other threads that wait."""
+    def write(self, statements: Sequence[Statement], *, patient: bool = True) -> list[Rows]:
+        """Perform statements in one transaction, together with those of other threads that wait. If somebody's open
+        transaction holds what they need, they are tried again for some seconds, unless they are not `patient`."""
         if not statements:
             return []
+        ticket = self._send(statements)
+        if patient and is_held(ticket.error):
+            for pause in pauses_while_held():
+                time.sleep(pause)
+                ticket = self._send(statements)
+                if not is_held(ticket.error):
+                    break
+        if ticket.error is not None:
+            raise self.failure(ticket.error) from ticket.error
+        return ticket.answers
+
+    def _send(self, statements: Sequence[Statement]) -> Ticket:
         ticket = Ticket(statements)
         self._tickets.append(ticket)
         try:
@@ -77,9 +98,7 @@ class Database:
                 # This thread was interrupted while it waited.
                 with contextlib.suppress(ValueError):
                     self._tickets.remove(ticket)
-        if ticket.error is not None:
-            raise self.failure(ticket.error) from ticket.error
-        return ticket.answers
+        return ticket
 
     def _perform_waiting(self, own: Ticket) -> None:
         group = [self._tickets.popleft() for _ in range(min(len(self._tickets), MOST_AT_ONCE))]

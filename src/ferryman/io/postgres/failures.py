@@ -18,6 +18,7 @@ import psycopg
 from ferryman.errors import (
     FerrymanError,
     QueueFull,
+    StoreBusy,
     StoreCorrupt,
     StoreError,
     StoreFull,
@@ -29,9 +30,21 @@ from ferryman.errors import (
 )
 from ferryman.io.postgres.address import Address
 
-__all__ = ["NEEDS_GATE", "PASSING", "is_read_only", "is_schema_missing", "lost", "mapped", "unreachable"]
+__all__ = [
+    "NEEDS_GATE",
+    "PASSING",
+    "is_held",
+    "is_read_only",
+    "is_schema_missing",
+    "lost",
+    "mapped",
+    "unreachable",
+]
 
 NEEDS_GATE = "FY001"
+
+_HELD = "55P03"
+"""A lock was waited for in vain."""
 
 PASSING = frozenset({NEEDS_GATE, "40001", "40P01"})
 """What does not happen again when the transaction is performed again."""
@@ -89,10 +102,9 @@ def _by_code(error: psycopg.Error, text: str, address: Address) -> FerrymanError
             )
         case "54000":
             return StoreError(f"{address.shown} did not take a value: it is too large ({text})")
-        case "55P03":
-            return StoreUnavailable(
-                f"{address.shown} has been locked by another session for too long ({text}); "
-                "end the transaction that some program holds open on it"
+        case code if code == _HELD:
+            return StoreBusy(
+                f"a transaction that some program holds open on {address.shown} has what this needs ({text}); end that one"
             )
         case "40001" | "40P01" | "FY001":
             return StoreUnavailable(
@@ -131,6 +143,11 @@ def _by_class(error: psycopg.Error, text: str, address: Address) -> StoreError:
 def is_schema_missing(error: Exception) -> bool:
     """Whether tables or functions are not there (any more)."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _MISSING
+
+
+def is_held(error: Exception | None) -> bool:
+    """Whether somebody's open transaction has what was needed."""
+    return isinstance(error, psycopg.Error) and error.sqlstate == _HELD
 
 
 def is_read_only(error: Exception) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import psycopg
@@ -17,7 +18,16 @@ from ferryman.io.operation import Operation
 from ferryman.io.postgres.failures import NEEDS_GATE, PASSING
 from ferryman.io.postgres.requests import Joint, Statement
 
-__all__ = ["MOST_AT_ONCE", "Asked", "Attempt", "Pause", "Rows", "Ticket", "bring_through"]
+__all__ = [
+    "MOST_AT_ONCE",
+    "Asked",
+    "Attempt",
+    "Pause",
+    "Rows",
+    "Ticket",
+    "bring_through",
+    "pauses_while_held",
+]
 
 Rows = list[tuple[Any, ...]]
 
@@ -26,6 +36,12 @@ MOST_AT_ONCE = 256
 
 _PAUSES = (0.001, 0.004, 0.016, 0.05, 0.1, 0.2)
 """Seconds before the next try of a transaction that others were in the way of, at most."""
+
+
+_PATIENCE = 5.0
+"""Seconds for which something is asked for again that somebody's open transaction holds."""
+
+_HELD_FIRST, _HELD_MOST = 0.01, 0.2
 
 
 class Asked:
@@ -121,6 +137,15 @@ def bring_through(group: Sequence[Ticket]) -> Steps:
             ticket.answers = yield from _alone(ticket.statements)
         except Exception as error:
             ticket.error = error
+
+
+def pauses_while_held() -> Iterator[float]:
+    """Seconds to wait, again and again, before a ticket is sent once more that met somebody's open transaction. Whoever
+    waits is not in the line meanwhile: others go ahead."""
+    give_up, pause = time.monotonic() + _PATIENCE, _HELD_FIRST
+    while time.monotonic() < give_up:
+        yield random.uniform(pause / 2, pause)  # noqa: S311
+        pause = min(pause * 1.5, _HELD_MOST)
 
 
 class _Bundle:

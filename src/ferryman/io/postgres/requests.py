@@ -6,7 +6,7 @@ import enum
 from collections.abc import Hashable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-__all__ = ["GATE", "NOW", "Gap", "Joint", "Statement", "filled"]
+__all__ = ["GATE", "NOW", "OWN", "Gap", "Joint", "Statement", "filled"]
 
 
 class Gap(enum.Enum):
@@ -14,6 +14,7 @@ class Gap(enum.Enum):
 
     NOW = "now"
     GATE = "gate"
+    OWN = "own"
 
 
 NOW: Final = Gap.NOW
@@ -22,6 +23,10 @@ NOW: Final = Gap.NOW
 GATE: Final = Gap.GATE
 """False; and True for all statements of a transaction that is performed again because one of them raised the
 SQLSTATE ``FY001``. Cast it: ``%s::boolean``."""
+
+OWN: Final = Gap.OWN
+"""Whether it is performed on a connection of ours, for which others wait; False inside a user's transaction. Cast it:
+``%s::boolean``."""
 
 
 class Joint(Hashable, Protocol):
@@ -57,8 +62,9 @@ class Statement(NamedTuple):
     """Statements with equal joints, each the only one of its operation's transaction, may be made one."""
 
 
-def filled(statement: Statement, now: int | None, *, gate: bool = False) -> tuple[Any, ...]:
+def filled(
+    statement: Statement, now: int | None, *, gate: bool = False, own: bool = False
+) -> tuple[Any, ...]:
     """The parameters as they are to be sent."""
-    return tuple(
-        [param if type(param) is not Gap else now if param is NOW else gate for param in statement.params]
-    )
+    gaps = {NOW: now, GATE: gate, OWN: own}
+    return tuple([param if type(param) is not Gap else gaps[param] for param in statement.params])

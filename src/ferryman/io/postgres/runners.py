@@ -15,7 +15,16 @@ from ferryman.errors import StoreUnavailable
 from ferryman.io.operation import Operation
 from ferryman.io.postgres.connections import AsyncSession, aconnect, atransact, drop, is_alive
 from ferryman.io.postgres.database import Database
-from ferryman.io.postgres.performing import MOST_AT_ONCE, Asked, Pause, Rows, Ticket, bring_through
+from ferryman.io.postgres.failures import is_held
+from ferryman.io.postgres.performing import (
+    MOST_AT_ONCE,
+    Asked,
+    Pause,
+    Rows,
+    Ticket,
+    bring_through,
+    pauses_while_held,
+)
 from ferryman.io.postgres.requests import Statement
 
 __all__ = ["AsyncPostgresRunner", "PostgresRunner"]
@@ -39,13 +48,17 @@ class PostgresRunner:
 
     def run(self, operation: Operation[T]) -> T:
         asked = Asked([operation])
-        perform = self._database.write if operation.writes else self._database.read
-        result: T = asked.hear(perform(asked.statements))[0]
+        if operation.writes:
+            answers = self._database.write(asked.statements, patient=operation.patient)
+        else:
+            answers = self._database.read(asked.statements)
+        result: T = asked.hear(answers)[0]
         return result
 
     def run_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
         asked = Asked(operations)
-        return asked.hear(self._database.write(asked.statements))
+        patient = all(operation.patient for operation in operations)
+        return asked.hear(self._database.write(asked.statements, patient=patient))
 
     def wait(self, seconds: float) -> None:
         naps = self._naps.__dict__.setdefault("naps", _Naps())
@@ -117,6 +130,18 @@ class _Line:
         return bool(self._held)
 
     async def perform(self, statements: Sequence[Statement]) -> list[Rows]:
+        ticket = await self._send(statements)
+        if is_held(ticket.error):
+            for pause in pauses_while_held():
+                await asyncio.sleep(pause)
+                ticket = await self._send(statements)
+                if not is_held(ticket.error):
+                    break
+        if ticket.error is not None:
+            raise self._database.failure(ticket.error) from ticket.error
+        return ticket.answers
+
+    async def _send(self, statements: Sequence[Statement]) -> Ticket:
         loop = asyncio.get_running_loop()
         if self._loop is None or self._loop() is not loop or self._pid != os.getpid():
             self._start_anew(loop)
@@ -126,9 +151,7 @@ class _Line:
         if self._task is None:
             self._task = loop.create_task(self._perform_waiting(), name="ferryman-postgres")
         await future
-        if ticket.error is not None:
-            raise self._database.failure(ticket.error) from ticket.error
-        return ticket.answers
+        return ticket
 
     def _start_anew(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._pid == os.getpid():

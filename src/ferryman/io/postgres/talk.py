@@ -73,7 +73,7 @@ class Talk:
     def ask(self, statement: Statement, now: int | None, *, gate: bool = False) -> PQGen[Rows]:
         """Perform one statement, by itself or in the transaction that is open."""
         form = form_of(statement.text)
-        values = form.encode(filled(statement, now, gate=gate))
+        values = form.encode(filled(statement, now, gate=gate, own=True))
         if self._prepares and form.text not in self._names:
             yield from self._prepare(form)
         self._send(form, values)
@@ -84,7 +84,7 @@ class Talk:
         server = self._server
         forms = [form_of(each.text) for each in attempt.statements]
         values = [
-            form.encode(filled(each, now, gate=attempt.gate))
+            form.encode(filled(each, now, gate=attempt.gate, own=True))
             for form, each in zip(forms, attempt.statements, strict=True)
         ]
         for form in forms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ferryman.io.operation import Requests
-from ferryman.io.postgres.requests import NOW, Statement
+from ferryman.io.postgres.requests import NOW, OWN, Statement
 from ferryman.store.records import Entry
 
 __all__ = ["kv_delete", "kv_get", "kv_put", "lock", "unlock"]
@@ -36,12 +36,14 @@ def kv_put(
     schema: str, key: str, value: bytes, expected: int | None, ttl: int | None
 ) -> Requests[int | None]:
     ((version,),) = yield Statement(
-        f"SELECT {schema}.kv_put(%s::text, %s::bytea, %s::bigint, %s::bigint, %s::bigint)",
-        (key, value, expected, ttl, NOW),
+        f"SELECT {schema}.kv_put(%s::text, %s::bytea, %s::bigint, %s::bigint, %s::boolean, %s::bigint)",
+        (key, value, expected, ttl, OWN, NOW),
     )
     return None if version is None else int(version)
 
 
 def kv_delete(schema: str, key: str) -> Requests[bool]:
-    ((was_there,),) = yield Statement(f"SELECT {schema}.kv_delete(%s::text, %s::bigint)", (key, NOW))
+    ((was_there,),) = yield Statement(
+        f"SELECT {schema}.kv_delete(%s::text, %s::boolean, %s::bigint)", (key, OWN, NOW)
+    )
     return bool(was_there)

@@ -116,7 +116,8 @@ class PostgresStore:
         return Operation("settle", lambda _: settle.settle(self._schema, worker, outcomes))
 
     def annotate(self, worker: WorkerId, notes: Sequence[JobNote]) -> Operation[None]:
-        return Operation("annotate", lambda _: settle.annotate(self._schema, worker, notes))
+        # A job may have completed in a transaction of its own that goes on: then the others' notes are not to wait.
+        return Operation("annotate", lambda _: settle.annotate(self._schema, worker, notes), patient=False)
 
     def peek(self, worker: WorkerId) -> Operation[Signs]:
         return Operation("peek", lambda _: claim.peek(self._schema, worker), writes=False)

@@ -32,18 +32,26 @@ BEGIN
 END $$;
 
 -- Compare and set; answers the new version, or NULL if the comparison failed.
-CREATE OR REPLACE FUNCTION kv_put(p_key text, p_value bytea, p_expected bigint, p_ttl bigint, p_now bigint)
-RETURNS bigint LANGUAGE plpgsql SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION kv_put(
+    p_key text, p_value bytea, p_expected bigint, p_ttl bigint, p_own boolean, p_now bigint
+) RETURNS bigint LANGUAGE plpgsql SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     now_ bigint := coalesce(p_now, ferryman_now());
     version_ bigint;
 BEGIN
     PERFORM durable();
+    IF p_own THEN
+        PERFORM lose_patience();
+    END IF;
     IF p_expected IS NULL THEN
-        INSERT INTO kv AS k (key, value, version, until) VALUES (p_key, p_value, nextval('kv_version'), now_ + p_ttl)
-        ON CONFLICT (key) DO UPDATE SET value = p_value, version = nextval('kv_version'), until = now_ + p_ttl
-        WHERE k.until <= now_
-        RETURNING k.version INTO version_;
+        -- In two steps: one would lock the row of a key that it does not get, until the end of a user's transaction that
+        -- waits for whoever has it.
+        INSERT INTO kv (key, value, version, until) VALUES (p_key, p_value, nextval('kv_version'), now_ + p_ttl)
+        ON CONFLICT DO NOTHING RETURNING version INTO version_;
+        IF version_ IS NULL THEN
+            UPDATE kv SET value = p_value, version = nextval('kv_version'), until = now_ + p_ttl
+            WHERE key = p_key AND until <= now_ RETURNING version INTO version_;
+        END IF;
     ELSE
         UPDATE kv SET value = p_value, version = nextval('kv_version'), until = now_ + p_ttl
         WHERE key = p_key AND version = p_expected AND (until IS NULL OR until > now_)
@@ -52,10 +60,13 @@ BEGIN
     RETURN version_;
 END $$;
 
-CREATE OR REPLACE FUNCTION kv_delete(p_key text, p_now bigint) RETURNS boolean
+CREATE OR REPLACE FUNCTION kv_delete(p_key text, p_own boolean, p_now bigint) RETURNS boolean
 LANGUAGE plpgsql SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
 BEGIN
     PERFORM durable();
+    IF p_own THEN
+        PERFORM lose_patience();
+    END IF;
     UPDATE kv SET value = '', until = 0
     WHERE key = p_key AND (until IS NULL OR until > coalesce(p_now, ferryman_now()));
     RETURN found;

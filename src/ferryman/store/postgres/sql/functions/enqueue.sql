@@ -104,6 +104,7 @@ BEGIN
                 THEN born_cancelled(p_specs, p_child_places, p_parents, p_parent_spots) ELSE '{}' END,
             now_
         );
+        PERFORM regain_patience();
     END IF;
     IF p_gate THEN
         PERFORM gate();

@@ -11,7 +11,8 @@
 --   is_locking() -> boolean  Whether it was.
 --   begin_again()          Raises FY001.
 --   durable()              Every verb that writes calls this first: a claim that shares its transaction is synced too.
---   lose_patience()        To be called before something is waited for that a user's own transaction may hold for ever.
+--   lose_patience()        To be called before something is waited for that a user's own transaction may hold for ever,
+--                          and regain_patience() before anything else is, such as the gate. Not inside such a transaction.
 --   now_or(p_now) -> bigint               The given moment, or the server's.
 --   ring(p_always DEFAULT false)          Wakes sleeping workers at commit: call it once, if a job has become READY or
 --                                         SCHEDULED, was staged, or (p_always) an order was left.
@@ -102,11 +103,18 @@ BEGIN
 END $$;
 
 -- Whoever waits keeps all others of its process from writing, perhaps even the one who would end that transaction. So
--- after five seconds it fails, unless it was to fail sooner.
+-- it fails soon, and its runner lets others go ahead before it tries again.
 CREATE OR REPLACE FUNCTION lose_patience() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF current_setting('lock_timeout') = '0' THEN
-        PERFORM set_config('lock_timeout', '5s', true);
+        PERFORM set_config('lock_timeout', '10ms', true), set_config('ferryman.impatient', '1', true);
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION regain_patience() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF coalesce(current_setting('ferryman.impatient', true), '') <> '' THEN
+        PERFORM set_config('lock_timeout', '0', true), set_config('ferryman.impatient', '', true);
     END IF;
 END $$;
 

@@ -325,7 +325,10 @@ BEGIN
     END IF;
     PERFORM locking();
     SELECT id INTO worker_ FROM worker WHERE name = p_worker;
+    -- One of them may have completed in a transaction of its own that goes on.
+    PERFORM lose_patience();
     PERFORM hold_leased(worker_, p_ids, p_leases, p_gate);
+    PERFORM regain_patience();
     UPDATE job j SET progress = x.progress FROM (
         SELECT DISTINCT ON (id, lease) id, lease, progress FROM unnest(p_ids, p_leases, p_progress) WITH ORDINALITY
             x(id, lease, progress, place)

@@ -59,7 +59,9 @@ END $$;
 CREATE OR REPLACE FUNCTION wait_for(p_seqs bigint[], p_wanted boolean) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF p_wanted THEN
+        PERFORM lose_patience();
         PERFORM 1 FROM job WHERE seq = ANY(p_seqs) ORDER BY seq FOR UPDATE;
+        PERFORM regain_patience();
     END IF;
 END $$;
 
@@ -159,6 +161,7 @@ BEGIN
         ON CONFLICT DO NOTHING RETURNING id
     )
     SELECT coalesce(array_agg(id), '{}') INTO taken_ FROM taken;
+    PERFORM regain_patience();
     RETURN taken_;
 END $$;
 

@@ -1,0 +1,265 @@
+"""What tasks do to the loop, the threads and the notes of their executor ends with them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferryman import Context, Ferryman, Settings
+from ferryman.config import BlobSettings
+from ferryman.job import OutcomeKind
+from ferryman.worker import loop as loop_module
+from ferryman.worker.executor import Executor
+from ferryman.worker.frames import Kind
+from ferryman.worker.slots import SlotTable
+from tests.end_to_end.harness import wait_for
+
+from .supervising import PATIENCE, InProcess, claim
+
+LARGE = 5_000
+
+
+class Float32:
+    """A number as those of numpy, which are no `float`."""
+
+    def __float__(self) -> float:
+        return 0.5
+
+
+PROGRESS = {"bool": True, "Decimal": Decimal("0.5"), "Fraction": Fraction(1, 2), "numpy": Float32()}
+
+
+class Shore:
+    """What tasks of this file and their test have in common."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.kept: list[Any] = []
+        """What outlives the task that made it."""
+        self.task: asyncio.Task[Any] | None = None
+        """The one that ran last."""
+
+    def cancel_late(self) -> None:
+        """As by a task's own watchdog, that fires when the task has returned."""
+        assert self.task is not None
+        done = threading.Event()
+        loop = self.task.get_loop()
+        loop.call_soon_threadsafe(self.task.cancel)
+        loop.call_soon_threadsafe(loop.call_soon, done.set)
+        assert done.wait(PATIENCE)
+
+
+@pytest.fixture
+def shore() -> Iterator[Shore]:
+    shore = Shore()
+    yield shore
+    shore.gate.set()
+
+
+@pytest.fixture
+def executor(shore: Shore, tmp_path: Path) -> Iterator[InProcess]:
+    executor = InProcess(_app(shore, tmp_path), places=2)
+    yield executor
+    shore.gate.set()
+    executor.close()
+
+
+def _app(shore: Shore, folder: Path) -> Ferryman:
+    blobs = BlobSettings(url=f"file://{folder}/blobs", above=2_000)
+    app = Ferryman(settings=Settings(url="memory://", blobs=blobs))
+
+    @app.task(name="report")
+    def report(ctx: Context, kind: str) -> None:
+        ctx.progress(PROGRESS[kind])  # type: ignore[arg-type]
+
+    @app.task(name="plain")
+    async def plain() -> int:
+        await asyncio.sleep(0)
+        return 1
+
+    @app.task(name="exit")
+    async def leave() -> None:
+        async def helper() -> None:
+            raise SystemExit("bad option")
+
+        await asyncio.gather(helper())
+
+    @app.task(name="interrupt")
+    async def interrupt() -> None:
+        async def helper() -> None:
+            raise KeyboardInterrupt
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(helper())
+
+    @app.task(name="stop")
+    async def stop() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    @app.task(name="block")
+    async def block(ctx: Context) -> None:
+        ctx.note("blocks")
+        shore.gate.wait(PATIENCE)
+
+    @app.task(name="leave_a_generator")
+    async def leave_a_generator() -> int:
+        async def tick() -> AsyncGenerator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                await asyncio.Event().wait()  # It says so to a server that is away.
+
+        ticks = tick()
+        shore.kept.append(ticks)
+        return await anext(ticks)
+
+    @app.task(name="large")
+    async def large() -> bytes:
+        shore.task = asyncio.current_task()
+        return os.urandom(LARGE)
+
+    @app.task(name="large_and_cancelled")
+    async def large_and_cancelled() -> bytes:
+        shore.task = asyncio.current_task()
+        assert shore.task is not None
+        shore.task.cancel()
+        return os.urandom(LARGE)
+
+    return app
+
+
+# -- notes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PROGRESS)
+def test_progress_may_be_any_number(executor: InProcess, kind: str) -> None:
+    executor.assign([claim("report", {"kind": kind})])
+
+    (note,) = executor.notes(1)
+    (outcome,) = executor.outcomes(1)
+
+    assert type(note.progress) is float
+    assert note.progress == float(PROGRESS[kind])  # type: ignore[arg-type]
+    assert outcome.kind is OutcomeKind.SUCCEEDED
+
+
+# -- the loop --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [("exit", OutcomeKind.RETRY), ("interrupt", OutcomeKind.RETRY), ("stop", OutcomeKind.SUCCEEDED)],
+)
+def test_a_task_that_leaves_the_loop_does_not_take_it_with_it(
+    executor: InProcess, task: str, kind: OutcomeKind
+) -> None:
+    executor.assign([claim(task)], "loop")
+    (outcome,) = executor.outcomes(1)
+    executor.assign([claim("plain") for _ in range(5)], "loop")
+    others = executor.outcomes(5)
+    executor.send(Kind.DRAIN)
+    executor.frame(Kind.BYE)
+    executor.join()
+
+    assert outcome.kind is kind
+    assert {each.kind for each in others} == {OutcomeKind.SUCCEEDED}
+    assert executor.drained is True
+
+
+def test_an_executor_whose_loop_is_blocked_answers_no_ping_until_it_goes_on(
+    executor: InProcess, shore: Shore
+) -> None:
+    executor.assign([claim("block")], "loop")
+    executor.notes(1)
+
+    executor.send(Kind.PING, 7)
+    executor.send(Kind.RECALL)
+    executor.returned()
+    before = [frame.kind for frame in executor.frames]
+    shore.gate.set()
+
+    assert Kind.PONG not in before
+    assert executor.frame(Kind.PONG).body == 7
+
+
+def test_a_generator_that_does_not_end_keeps_no_executor_from_its_goodbye(
+    executor: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_LAST_STEPS", 0.01, raising=False)
+    executor.assign([claim("leave_a_generator")], "loop")
+    executor.outcomes(1)
+
+    executor.send(Kind.DRAIN)
+    executor.frame(Kind.BYE)
+    executor.join()
+
+    assert executor.drained is True
+
+
+@pytest.mark.parametrize("task", ["large", "large_and_cancelled"])
+def test_a_cancel_that_comes_while_a_large_result_is_put_away_loses_nothing(
+    executor: InProcess, shore: Shore, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    stow = vars(loop_module)["stow"]
+
+    def stow_slowly(*args: Any) -> Any:
+        shore.cancel_late()
+        return stow(*args)
+
+    monkeypatch.setattr(loop_module, "stow", stow_slowly)
+    kinds = []
+    for _ in range(3):  # There are two places.
+        executor.assign([claim(task)], "loop")
+        kinds.append(executor.outcomes(1)[0].kind)
+
+    assert kinds == [OutcomeKind.SUCCEEDED] * 3
+    executor.assign([claim("plain")], "loop")
+    assert executor.outcomes(1)[0].kind is OutcomeKind.SUCCEEDED
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_an_executor_for_whose_last_thread_there_is_no_room_says_no_hello_and_leaves_no_other(
+    shore: Shore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = socket.socketpair()
+    table = SlotTable.create(2)
+    executor = Executor(_app(shore, tmp_path), there, table)
+    before = set(threading.enumerate())
+    monkeypatch.setattr(threading.Thread, "start", _start_all_but("ferryman-loop"))
+
+    with pytest.raises(RuntimeError, match="new thread"):
+        executor.run()
+    there.shutdown(socket.SHUT_RDWR)
+
+    here.settimeout(PATIENCE)
+    assert here.recv(1 << 16) == b""
+    wait_for(lambda: set(threading.enumerate()) <= before)
+    assert executor._loop is not None
+    executor._loop._loop.close()
+    for each in (here, there, table):
+        each.close()
+
+
+def _start_all_but(name: str) -> Callable[[threading.Thread], None]:
+    start = threading.Thread.start
+
+    def start_if_possible(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    return start_if_possible

@@ -155,12 +155,15 @@ class Payloads:
 def sweep(store: Store, blobs: Blobs, now: int, shard: int) -> Procedure[int]:
     """Delete blobs of one shard that no job of the store refers to any more. Answers how many.
 
-    `now` is the time in ms as the place for blobs has it; the young ones are spared. The names alone would not do:
-    a result may have been forgotten, or arguments edited, while the job stays.
+    `now` is the time in ms as the place for blobs has it, as far as is known; the young ones are spared, also if that is
+    ahead of the store's time. The names alone would not do: a result may have been forgotten, or arguments edited, while
+    the job stays.
     """
     entry: Entry | None = yield store.kv_get(_IDENTITY)
     if entry is None:
         return 0
+    store_now: int = yield store.time()
+    now = min(now, store_now)
     prefix = f"{entry.value.decode()}/{shard:02x}"
     old: list[str] = yield Aside(
         lambda: [found.name for found in blobs.list(prefix) if found.written_at < now - SPARE_MS]

@@ -9,13 +9,14 @@ import pytest
 
 from ferryman.clock import ManualClock
 from ferryman.config import BlobSettings
-from ferryman.errors import ConfigError, FerrymanError, PayloadError
+from ferryman.errors import ConfigError, FerrymanError, PayloadError, StoreUnavailable
 from ferryman.io.operation import perform
 from ferryman.job import Job, JobId, OutcomeKind, State
 from ferryman.moving import arriving, mover
 from ferryman.moving.mover import MOVED, Moved, Mover, Watch
 from ferryman.moving.record import LOCK, Record, read_record, write_record
 from ferryman.payload import Payloads, read_reference
+from ferryman.store.open import open_store
 from ferryman.store.port import Store
 from ferryman.store.records import Filter, QueueSettings, Retention, Take
 
@@ -197,6 +198,58 @@ def test_a_move_that_was_begun_goes_to_no_other_store(ferry: Ferry, ground: Grou
     ship(ferry.store, elsewhere, anew=True)
 
     assert len(jobs_of(elsewhere)) == 1
+
+
+def test_a_move_to_a_store_that_cannot_be_reached_was_not_begun(ferry: Ferry, ground: Ground) -> None:
+    there, nowhere = ground.open(SHARED[0]), open_store("redis://127.0.0.1:1/")
+    job = ferry.add()
+
+    with pytest.raises(StoreUnavailable):
+        ship(ferry.store, nowhere)
+    ship(ferry.store, there)
+
+    assert list(jobs_of(there)) == [job]
+
+
+def _die(what: str, *_: object) -> None:
+    if what == "copied":
+        raise KeyboardInterrupt
+
+
+def test_no_move_begins_from_a_store_to_which_another_is_under_way(ferry: Ferry, ground: Ground) -> None:
+    middle, end = ground.open(SHARED[0]), ground.open(SHARED[0])
+    ferry.add()
+    with pytest.raises(KeyboardInterrupt):
+        ship(ferry.store, middle, _die)
+
+    for goal in (end, ferry.store):
+        with pytest.raises(ConfigError, match=r"a move or restore to .* was begun and has not ended"):
+            ship(middle, goal)
+    before = jobs_of(end)
+    ship(middle, end, anew=True)
+
+    assert before == {}
+    assert len(jobs_of(end)) == 1
+
+
+def test_a_job_that_is_cancelled_after_it_was_copied_is_cancelled_in_both_stores(
+    ferry: Ferry, ground: Ground
+) -> None:
+    there = ground.open(SHARED[0])
+    ids = ferry.add_many(3)
+
+    def change_ones_mind(what: str, *_: object) -> None:
+        if what == "copied":
+            ferry.cancel(ids[1])
+
+    ship(ferry.store, there, change_ones_mind)
+
+    assert [job.state for job in jobs_of(there).values()][::-1] == [
+        State.READY,
+        State.CANCELLED,
+        State.READY,
+    ]
+    assert not ferry.jobs()
 
 
 def test_two_moves_of_one_store_do_not_meet(ferry: Ferry, ground: Ground) -> None:

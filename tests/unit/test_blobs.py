@@ -109,6 +109,7 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _each_verb(blobs: Blobs) -> list[Callable[[], object]]:
     return [
+        lambda: blobs.begin("one"),
         lambda: blobs.put("one/ab/x", b""),
         lambda: blobs.get("one/ab/x", 1),
         lambda: blobs.delete(["one/ab/x"]),

@@ -635,6 +635,25 @@ def test_an_event_that_waits_keeps_one_traceback_and_a_line_for_each_failure_aft
     assert all(len(error.message) < 400 for error in errors[1:])
 
 
+class Overloaded(Exception):
+    retry_after = 0
+
+
+def test_a_broker_that_asks_for_no_pause_is_tried_less_and_less_often_all_the_same() -> None:
+    app = Ferryman("memory://")
+    outbox = Outbox(app, Denying(3, Overloaded()))
+
+    with app.worker():
+        event = outbox.publish("payments", b"raw")
+        event.result(timeout=20)
+
+    history = app.store.runner().run(app.store.history(event.id))
+    assert history is not None
+    second, third = [attempt for attempt in history.attempts if attempt.number in (2, 3)]
+    app.close()
+    assert third.started_at - second.finished_at > 200
+
+
 def test_a_publisher_can_say_that_an_event_is_not_to_be_published() -> None:
     app = Ferryman("memory://")
     outbox = Outbox(app, Denying(1, Fail("no such topic")))

@@ -28,6 +28,82 @@ def test_a_borrower_does_not_find_what_the_last_one_has_changed(tmp_path: Path) 
     places.leave_postgres(tmp_path)
 
 
+_LEFT_BEHIND = (
+    "SET search_path = elsewhere",
+    "SET app.tenant = 'acme'",
+    "SET statement_timeout = 77",
+    "CREATE TEMP TABLE scratch (n int)",
+    "SELECT pg_advisory_lock(7105)",
+    "LISTEN gossip",
+)
+
+_WHAT_IS_THERE = (
+    "SELECT current_setting('search_path') = 'elsewhere', coalesce(current_setting('app.tenant', true), '') <> '',"
+    " current_setting('statement_timeout') = '77ms', to_regclass('pg_temp.scratch') IS NOT NULL,"
+    " EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 7105 AND pid = pg_backend_pid()),"
+    " EXISTS (SELECT pg_listening_channels())"
+)
+
+
+def test_a_borrower_does_not_find_what_the_last_one_has_set_for_the_session(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+    with app.store.transaction() as connection:
+        for statement in _LEFT_BEHIND:
+            connection.execute(statement)
+        first = connection.info.backend_pid
+
+    with app.store.transaction() as connection:
+        found = connection.execute(_WHAT_IS_THERE).fetchall()
+        second = connection.info.backend_pid
+
+    app.close()
+    places.leave_postgres(tmp_path)
+    assert first == second
+    assert found == [(False,) * 6]
+
+
+def test_a_coroutine_does_not_find_what_the_last_one_has_set_for_the_session(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+
+    async def borrow() -> tuple[int, int, object]:
+        async with app.store.atransaction() as connection:
+            for statement in _LEFT_BEHIND:
+                await connection.execute(statement)
+            first = connection.info.backend_pid
+        async with app.store.atransaction() as connection:
+            found = await (await connection.execute(_WHAT_IS_THERE)).fetchall()
+            second = connection.info.backend_pid
+        # While there is the loop that it is of.
+        app.store.close()
+        return first, second, found
+
+    first, second, found = asyncio.run(borrow())
+
+    app.close()
+    places.leave_postgres(tmp_path)
+    assert first == second
+    assert found == [(False,) * 6]
+
+
+def test_a_connection_that_was_given_another_isolation_is_not_lent_again(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+    with app.store.transaction() as connection:
+        first = connection.info.backend_pid
+    with app.store.transaction() as connection:
+        second = connection.info.backend_pid
+        connection.execute("ROLLBACK")
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        connection.execute("BEGIN")
+
+    with app.store.transaction() as connection:
+        third = connection.isolation_level
+
+    app.close()
+    places.leave_postgres(tmp_path)
+    assert first == second
+    assert third is None
+
+
 def test_a_transaction_that_is_rolled_back_in_silence_is_an_error(tmp_path: Path) -> None:
     app = Ferryman(places.postgres(tmp_path))
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,25 @@ import boto3
 import pytest
 
 from ferryman import Context, Ferryman, Settings
+from ferryman import app as app_module
 from ferryman.blob.open import open_blobs
 from ferryman.blob.port import Blobs
+from ferryman.clock import ManualClock
 from ferryman.codec import Codec
 from ferryman.config import BlobSettings
-from ferryman.errors import BlobError, ConfigError, JobDied, PayloadError
+from ferryman.errors import BlobError, ConfigError, JobDied, MissingExtra, PayloadError
 from ferryman.io.operation import Aside, Procedure, perform
 from ferryman.job import State, new_id
 from ferryman.payload import SHARDS, SPARE_MS, read_reference, sweep
+from ferryman.store.open import open_store
 from ferryman.store.port import Store
 from ferryman.store.records import Filter, Retention
+from tests.end_to_end.harness import wait_for
 from tests.services.s3 import s3_server
 
 LARGE = 200_000
-LATER = 10**15
-"""A moment at which no blob is young any more."""
+LATER = SPARE_MS + 3_600_000
+"""ms from now after which no blob is young any more."""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +67,34 @@ def _names(blobs: Blobs, app: Ferryman) -> set[str]:
     return set() if entry is None else {found.name for found in blobs.list(entry.value.decode())}
 
 
-def _sweep(app: Ferryman, blobs: Blobs, now: int = LATER) -> int:
-    return sum(perform(app.store.runner(), sweep(app.store, blobs, now, shard)) for shard in range(SHARDS))
+def _sweep(app: Ferryman, blobs: Blobs, after: int = LATER, ahead: int = 0) -> int:
+    """By a worker whose clock is ahead of that of the store, which is so many ms later by now."""
+    now = int(time.time() * 1000) + after
+    store = open_store(app.settings.url, ManualClock(now))
+    try:
+        return sum(
+            perform(store.runner(), sweep(store, blobs, now + ahead, shard)) for shard in range(SHARDS)
+        )
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("wrong", ["no boto3", "no such bucket"])
+def test_a_first_place_that_takes_nothing_does_not_become_the_stores_place(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    def enqueue(url: str) -> str:
+        app = _app(tmp_path, url)
+        app.task(name="size")(len)
+        return app.enqueue("size", os.urandom(LARGE)).id
+
+    with monkeypatch.context() as patch:
+        if wrong == "no boto3":
+            patch.setitem(sys.modules, "boto3", None)
+        with pytest.raises((MissingExtra, BlobError)):
+            enqueue(s3_url.replace("s3://ferry/", "s3://elsewhere/"))
+
+    assert enqueue(f"file://{tmp_path}/blobs")
 
 
 def test_what_was_put_is_found_listed_and_forgotten(url: str) -> None:
@@ -161,7 +193,8 @@ def test_payloads_of_jobs_that_are_gone_are_swept(url: str, tmp_path: Path) -> N
 
     assert _sweep(app, blobs) == 0
     app.store.runner().run(app.store.prune(Retention(succeeded=0), 10))
-    assert _sweep(app, blobs, int(time.time() * 1000) + SPARE_MS // 2) == 0, "young ones are spared"
+    assert _sweep(app, blobs, SPARE_MS // 2) == 0, "young ones are spared"
+    assert _sweep(app, blobs, SPARE_MS // 2, ahead=SPARE_MS) == 0, "whatever a worker takes the time to be"
     assert _sweep(app, blobs) == 2
 
     after = _names(blobs, app)
@@ -342,6 +375,31 @@ def _in_turns(store: Store, procedures: list[Procedure[bytes]]) -> list[bytes]:
             else:
                 answers[number] = request.call() if isinstance(request, Aside) else runner.run(request)
     return [results[number] for number in range(len(procedures))]
+
+
+def test_arguments_that_were_swept_while_their_job_waited_for_room_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "_STOW_ANEW", 0.0)
+    url = f"file://{tmp_path}/blobs"
+    app, blobs = _app(tmp_path, url), open_blobs(url)
+    app.queue("narrow", max_size=1, overflow="block")
+
+    @app.task(queue="narrow")
+    def size(data: bytes) -> int:
+        return len(data)
+
+    first = size.enqueue(b"few")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(size.enqueue, os.urandom(LARGE))
+        wait_for(lambda: _names(blobs, app))
+        assert _sweep(app, blobs) == 1
+        wait_for(lambda: _names(blobs, app))
+        first.cancel()
+        job = waiting.result(timeout=30)
+        with app.worker():
+            assert job.result(timeout=30) == LARGE
+    app.close()
 
 
 def test_a_sweep_of_a_store_without_large_payloads_leaves_no_trace(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 
 from ferryman.cli.root import root
-from ferryman.errors import ConfigError, MissingExtra, StoreCorrupt, StoreVersionError
+from ferryman.errors import ConfigError, MissingExtra, StoreCorrupt, StoreError, StoreVersionError
 from ferryman.io.postgres import parse_url
 from ferryman.io.postgres.migrating import Release, Source, acts, migrate, prepare
 from ferryman.store.open import open_store
@@ -201,18 +201,54 @@ def test_a_word_of_sql_is_no_name_for_a_schema(shore: Shore) -> None:
         prepare(shore.connection, "select", FIRST)
 
 
-def test_a_user_without_rights_is_told_which_are_missing(shore: Shore) -> None:
-    role = f"guest_{uuid.uuid4().hex[:12]}"
-    shore.do(f"CREATE ROLE {role} LOGIN")
+@pytest.fixture
+def guest(shore: Shore) -> Iterator[str]:
+    """A user without any rights."""
+    name = f"guest_{uuid.uuid4().hex[:12]}"
+    shore.do(f"CREATE ROLE {name} LOGIN")
+    yield name
+    shore.do(f"DROP OWNED BY {name}")
+    shore.do(f"DROP ROLE {name}")
+
+
+def _first_use(shore: Shore, user: str) -> None:
+    store = open_store(shore.url.replace("//ferryman@", f"//{user}@"))
     try:
-        url = shore.url.replace("//ferryman@", f"//{role}@")
-        refused = CliRunner().invoke(root, ["migrate", "--url", url])
+        store.runner().run(store.queues())
     finally:
-        shore.do(f"DROP ROLE {role}")
+        store.close()
+
+
+def test_a_user_who_may_not_make_the_schema_is_told_a_remedy_that_works(shore: Shore, guest: str) -> None:
+    with pytest.raises(StoreError, match="run `ferryman migrate` as a user who may") as refused:
+        _first_use(shore, guest)
+    remedy = str(refused.value)
+    remedy = remedy[remedy.index("GRANT") :]
+
+    shore.do(remedy)
+    try:
+        _first_use(shore, guest)
+    finally:
+        shore.do(remedy.replace("GRANT", "REVOKE").replace(" TO ", " FROM "))
+
+
+def test_a_user_who_may_not_fill_an_empty_schema_is_not_sent_for_rights_on_its_tables(
+    shore: Shore, guest: str
+) -> None:
+    shore.do(f"CREATE SCHEMA shore; GRANT USAGE ON SCHEMA shore TO {guest}")
+
+    with pytest.raises(StoreError, match="run `ferryman migrate` as a user who may"):
+        _first_use(shore, guest)
+
+
+def test_a_user_without_rights_on_the_tables_is_told_which_are_missing(shore: Shore, guest: str) -> None:
+    CliRunner().invoke(root, ["migrate", "--url", shore.url])
+
+    refused = CliRunner().invoke(root, ["migrate", "--url", shore.url.replace("//ferryman@", f"//{guest}@")])
 
     assert refused.exit_code == 3
     assert "permission denied" in refused.output
-    assert "GRANT" in refused.output
+    assert f"GRANT USAGE ON SCHEMA {shore.name}" in refused.output
 
 
 # -- the command
@@ -297,7 +333,13 @@ def test_bells_may_have_a_server_of_their_own_or_none() -> None:
         ("postgresql://h/jobs?schema=Port", "small letters"),
         ("postgresql://h/jobs?schema=", "small letters"),
         ("postgresql://h/jobs?schema=pg_port", "small letters"),
-        ("postgresql://h/jobs?colour=red", "colour"),
+        (
+            "postgresql://h/jobs?colour=red",
+            "unknown option 'colour'; it may have schema, listen and those of libpq$",
+        ),
+        ("postgresql://h/jobs?schem=a", r"unknown option 'schem' \(did you mean 'schema'\?\)"),
+        ("postgresql://h/jobs?sslmod=a", r"unknown option 'sslmod' \(did you mean 'sslmode'\?\)"),
+        ("postgresql://h/jobs?sslmode", "makes no sense to libpq"),
         ("postgresql://h:port/jobs", "a port that is no number"),
         ("postgresql://h/jobs?listen=there", "listen=no"),
         ("postgresql+asyncpg://h/jobs", "the driver is always psycopg"),

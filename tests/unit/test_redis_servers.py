@@ -112,6 +112,13 @@ def test_a_password_is_needed_and_must_be_right() -> None:
         right.close()
 
 
+def test_a_password_that_the_server_does_not_ask_for_is_to_be_left_out(server: Server) -> None:
+    with pytest.raises(
+        StoreUnavailable, match="asks for no password, and the store URL has one; leave it out"
+    ):
+        Trial(server.url.replace("://", "://:s3cret@")).run(count())
+
+
 def test_a_user_without_rights_is_told_which_ones_suffice(server: Server) -> None:
     ask(server.url, "ACL", "SETUSER", "ferry", "on", ">pw", "~other", "+@all")
     trial = Trial(with_user(server.url, "ferry", "pw"))

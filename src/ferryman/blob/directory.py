@@ -103,7 +103,7 @@ class DirectoryBlobs:
         home = str(self._home(name))
         return BlobError(
             f"the directory {home!r}, where the store keeps its payloads, is not there; is it mounted on this machine? "
-            "(If you have set blobs.url to another place, copy the directory there.)"
+            "(If blobs.url named another place before, make this directory and copy to it what lies there under the same name.)"
         )
 
     def _path(self, name: str) -> Path:

@@ -20,7 +20,7 @@ def open_blobs(url: str) -> Blobs:
             from ferryman.blob.directory import DirectoryBlobs
 
             return DirectoryBlobs(Path(unquote(parts.path)))
-        case "s3" if parts.netloc:
+        case "s3" if parts.netloc and ":" not in parts.netloc:
             from ferryman.blob.s3 import S3Blobs
 
             options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -50,9 +50,10 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
     except ValueError:
         raise ConfigError("blobs.url, or the endpoint in it, is no URL") from None
-    if "@" in parts.netloc:
+    # A secret may hold what seems to be the end of it.
+    if "@" in parts.netloc or (parts.scheme != "file" and "@" in url):
         raise ConfigError(
             "blobs.url may not hold keys, since it is shown in messages; set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or use ~/.aws, and write s3://bucket/prefix"
+            "AWS_SECRET_ACCESS_KEY, or use ~/.aws, and write s3://bucket/prefix (an @ that belongs to a prefix is %40)"
         )
     return parts

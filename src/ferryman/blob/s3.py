@@ -33,7 +33,9 @@ class S3Blobs:
         self._pid = 0
 
     def begin(self, store: str) -> None:
-        """A bucket that is not there is an error by itself, and has no folders that would have to be made."""
+        """Folders need not be made; but a bucket that takes nothing shall not become the store's place."""
+        with self._trouble("payloads cannot be kept in"):
+            self._open().put_object(Bucket=self._bucket, Key=f"{self._prefix}{store}.begun", Body=b"")
 
     def put(self, name: str, data: bytes) -> None:
         with self._trouble(f"{len(data):,} bytes cannot be kept in"):

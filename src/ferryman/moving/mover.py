@@ -28,7 +28,7 @@ from ferryman.moving.queues import hand_over
 from ferryman.moving.record import LOCK, LOCK_TTL, Record, read_record, write_record
 from ferryman.store.cargo import Parcel
 from ferryman.store.port import Store
-from ferryman.store.records import Filter
+from ferryman.store.records import ARRIVING, Filter
 from ferryman.worker.identity import is_dead_neighbour, place
 
 __all__ = ["MOVED", "Moved", "Mover", "Watch"]
@@ -91,8 +91,8 @@ class Mover:
         self.moved = Moved(Counter())
 
     def run(self, *, anew: bool = False) -> Moved:
-        """Move all. `anew`: give up a move to another store that was begun. Raises ConfigError if one was, or if both are
-        the same store, and FerrymanError if somebody else is at it."""
+        """Move all. `anew`: give up a move from this store to another, or one to this store, that was begun. Raises
+        ConfigError if there is one, or if both are the same store, and FerrymanError if somebody else is at it."""
         record = self._begin(anew)
         barren = 0
         while True:
@@ -128,14 +128,26 @@ class Mover:
                 )
             if is_dead_neighbour(known.mover, place()):
                 self._here(self.here.unlock(LOCK, known.owner))
+        if not anew and self._here(self.here.kv_get(ARRIVING)) is not None:
+            # What went on from here would be new here to those who bring it, once more.
+            raise ConfigError(
+                f"a move or restore to {self.here.url} was begun and has not ended; end that first, by its own command, or "
+                "give it up with --anew (then do not go on with it: jobs would run twice)"
+            )
         self._hold_lock()
         if known is None:
             paused = [queue.settings.name for queue in self._here(self.here.queues()) if queue.paused]
             record = Record.new(self._owner, self.there.url, tuple(paused))
         else:
             record = Record.new(self._owner, self.there.url, known.paused, known.name)
-        write_record(self.here, record)
         self._arriving = Arriving(self.there, record.name)
+        try:
+            # A store that is not there, or takes no writes, is no place to which a move was begun.
+            self._arriving.keep_up()
+        except BaseException:
+            self._here(self.here.unlock(LOCK, self._owner))
+            raise
+        write_record(self.here, record)
         found = read_record(self.there)
         if found is not None and found.owner == self._owner:
             self._end(record)
@@ -275,6 +287,8 @@ class Mover:
             ids = page.split()
             there = _ids_in(self.there, ids)
             found = [id_ for id_ in ids if id_ in there]
+            if found:
+                self._pass_on_cancels(found)
             gone = self._here(self.here.forget(found))
             self.moved.jobs.update(page.kinds)
             if gone < len(ids):
@@ -283,6 +297,13 @@ class Mover:
             forgotten += gone
             self._watch("verified and forgotten", forgotten, max(total, forgotten))
         return forgotten
+
+    def _pass_on_cancels(self, ids: Sequence[JobId]) -> None:
+        """Of jobs that were cancelled here after they had been copied."""
+        which = Filter(ids=tuple(ids), states=(State.CANCELLED,))
+        cancelled = tuple(job.id for job in self._here(self.here.find(which, len(ids))))
+        if cancelled:
+            self._there(self.there.cancel(Filter(ids=cancelled), len(cancelled)))
 
     def _still_here(self, ids: Sequence[JobId]) -> list[Job]:
         return self._here(self.here.find(Filter(ids=tuple(ids)), len(ids)))

@@ -9,6 +9,7 @@ import msgspec
 
 from ferryman.app import App
 from ferryman.context import Context, SoftTimeout
+from ferryman.errors import PayloadError
 from ferryman.handle import JobHandle
 from ferryman.job import RetryIn, Signal
 from ferryman.outbox.publisher import Event, Publisher
@@ -59,7 +60,8 @@ class Outbox:
     ) -> JobHandle[None]:
         """Keep an event, to be published once `using`, your transaction, is committed; at once without one.
 
-        `value` is written as JSON, unless it is bytes. The handle's id is the event's.
+        `value` is written as JSON, unless it is bytes; PayloadError is raised if it cannot be. The handle's id is the
+        event's.
         """
         return self._ready(topic, key, using).enqueue(topic, key, _written(value))
 
@@ -84,12 +86,19 @@ class Outbox:
             # kept with a line each.
             if ctx.attempt == 1:
                 raise
-            wished = retry_after(error)
             luck = random.random()  # noqa: S311
-            delay = backoff_delay(_AGAIN, ctx.attempt, luck) if wished is None else wished
+            # Many a broker says "after 0 seconds" when it is overloaded.
+            delay = max(retry_after(error) or 0.0, backoff_delay(_AGAIN, ctx.attempt, luck))
             return RetryIn(delay, f"{type(error).__qualname__}: {error}"[:_LONGEST_REASON])
         return None
 
 
 def _written(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else msgspec.json.encode(value)
+    if isinstance(value, bytes):
+        return value
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise PayloadError(
+            f"the event cannot be written as JSON: {error}; publish bytes of your own"
+        ) from error

@@ -25,7 +25,7 @@ class Publisher(Protocol):
     def publish(self, event: Event) -> None:
         """Hand the event over; once this returns, the broker has it.
 
-        Any exception means: try again later, after a growing delay or the error's own ``retry_after``. Only a raised
+        Any exception means: try again later, after a growing delay, or the error's own ``retry_after`` if that is longer. Only a raised
         `ferryman.Fail` makes a dead letter of the event. Have time limits: while this waits, it keeps a worker's
         thread, and after 30 s it is stopped.
         """

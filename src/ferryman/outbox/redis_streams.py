@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ferryman.errors import MissingExtra
+from ferryman.errors import ConfigError, MissingExtra
+from ferryman.io.url import shown
 from ferryman.outbox.publisher import Event
 
 __all__ = ["RedisStreams"]
@@ -40,5 +41,15 @@ class RedisStreams:
                     raise MissingExtra(
                         "publishing to Redis streams needs redis-py; install it with: pip install 'ferryman[redis]'"
                     ) from error
-                self._client = redis.Redis.from_url(self._url, socket_timeout=10)
+                self._client = self._connect(redis)
             return self._client
+
+    def _connect(self, redis: Any) -> Any:
+        try:
+            return redis.Redis.from_url(self._url, socket_timeout=10)
+        except ValueError:
+            # What redis-py says of it quotes from it.
+            raise ConfigError(
+                f"the URL {shown(self._url)!r} of RedisStreams makes no sense to redis-py; write "
+                "redis://user:password@host:6379/0, with special characters of the password as %XX"
+            ) from None

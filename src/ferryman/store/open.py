@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ferryman.clock import Clock, SystemClock
 from ferryman.errors import ConfigError, MissingExtra
+from ferryman.io.url import shown
 from ferryman.store.port import Store
 
 __all__ = ["Migrations", "find_migrations", "open_store"]
@@ -40,9 +41,7 @@ def open_store(url: str, clock: Clock | None = None) -> Store:
 
             return RedisStore(url, clock)
         case _:
-            raise ConfigError(
-                f"the store URL {_without_password(url)!r} is none that Ferryman knows; {_advice(scheme)}"
-            )
+            raise ConfigError(f"the store URL {shown(url)!r} is none that Ferryman knows; {_advice(scheme)}")
 
 
 class Migrations(NamedTuple):
@@ -69,7 +68,7 @@ def _need(package: str, extra: str, url: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise MissingExtra(
-            f"the store URL {_without_password(url)!r} needs the package {package}, which cannot be imported ({error}); "
+            f"the store URL {shown(url)!r} needs the package {package}, which cannot be imported ({error}); "
             f"run: pip install 'ferryman[{extra}]'"
         ) from error
 
@@ -83,19 +82,13 @@ def _advice(scheme: str) -> str:
     )
 
 
-def _without_password(url: str) -> str:
-    """Fit to be shown: all between the scheme and the host's name may hold a password."""
-    head, separator, rest = url.partition("://")
-    user, at, host = rest.rpartition("@")
-    return f"{head}{separator}{user.partition(':')[0]}{at}{host.partition('?')[0]}"
-
-
 def _sqlite_path(url: str) -> str:
-    parts = urlsplit(url)
-    path = unquote(parts.path)
-    if parts.netloc or len(path) < 2 or parts.query or parts.fragment:
+    # Not by urllib, whose errors repeat what they are about.
+    place = url.removeprefix("sqlite://")
+    path = unquote(place)
+    if not place.startswith("/") or len(path) < 2 or "?" in place or "#" in place:
         raise ConfigError(
-            f"the store URL {url!r} names no file; write sqlite:///jobs.db for one in the working directory "
-            "or sqlite:////var/lib/jobs.db for an absolute path"
+            f"the store URL {shown(url)!r} does not name just a file; write sqlite:///jobs.db for one in the working "
+            "directory or sqlite:////var/lib/jobs.db for an absolute path, with ? and # as %3F and %23"
         )
     return path[1:]

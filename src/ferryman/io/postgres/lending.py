@@ -22,6 +22,10 @@ __all__ = ["Lender"]
 _IDLE = 8
 """Connections kept for the next borrower, at most: of a process, and of each event loop."""
 
+_AS_NEW = "DISCARD ALL"
+"""What the last borrower has set for the session goes: its role and search_path, the tenant that row level security looks at,
+advisory locks."""
+
 _READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, StoreReadOnly)
 
 
@@ -64,7 +68,9 @@ class Lender:
             _forget(idle, connection)
             raise
         finally:
-            _give_back(idle, connection)
+            with _giving_back(idle, connection) as is_kept:
+                if is_kept:
+                    connection.execute(_AS_NEW)
 
     @contextlib.asynccontextmanager
     async def atransaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -79,7 +85,9 @@ class Lender:
             _forget(idle, connection)
             raise
         finally:
-            _give_back(idle, connection)
+            with _giving_back(idle, connection) as is_kept:
+                if is_kept:
+                    await connection.execute(_AS_NEW)
 
     def close(self) -> None:
         """Close what nobody has borrowed."""
@@ -132,18 +140,28 @@ def _forget(idle: list[Any], connection: Any) -> None:
             drop(idle.pop())
 
 
-def _give_back(idle: list[Any], connection: Any) -> None:
+@contextlib.contextmanager
+def _giving_back(idle: list[Any], connection: Any) -> Iterator[bool]:
+    """Answers whether it will be another borrower's, once it is made as new; if that fails, it will not."""
     is_idle = connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    if is_idle and _is_unchanged(connection) and len(idle) < _IDLE:
-        idle.append(connection)
-    else:
+    is_kept = is_idle and _is_unchanged(connection) and len(idle) < _IDLE
+    try:
+        with contextlib.suppress(psycopg.Error):
+            yield is_kept
+            if is_kept:
+                idle.append(connection)
+                return
+    except BaseException:
         drop(connection)
+        raise
+    drop(connection)
 
 
 def _is_unchanged(connection: Any) -> bool:
     """Whether the next borrower gets from it what psycopg's documentation says, such as rows that are tuples."""
     return (
         connection.autocommit
+        and (connection.isolation_level, connection.read_only, connection.deferrable) == (None, None, None)
         and connection.row_factory is tuple_row
         and connection.cursor_factory in (psycopg.Cursor, psycopg.AsyncCursor)
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from ferryman.errors import ConfigError, StoreCorrupt, StoreVersionError
+from ferryman.errors import ConfigError, StoreCorrupt, StoreError, StoreVersionError
 
 __all__ = ["Act", "Release", "Source", "acts", "migrate", "prepare"]
 
@@ -89,8 +89,11 @@ def migrate(connection: psycopg.Connection[Any], schema: str, release: Release) 
     with connection.transaction():
         connection.execute(_lock(schema))
         todo = acts(connection, schema, release)
-        for act in todo:
-            connection.execute(act.sql)
+        try:
+            for act in todo:
+                connection.execute(act.sql)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise _may_not(connection, schema, error) from error
     return [act.title for act in todo if act.title]
 
 
@@ -177,6 +180,16 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
             "error or a note; make one for Ferryman with createdb --encoding=UTF8 --template=template0, and name it in the "
             "store URL"
         )
+
+
+def _may_not(connection: psycopg.Connection[Any], schema: str, error: psycopg.Error) -> StoreError:
+    """Rights on what is there would not help: this user may not make it."""
+    database, user = connection.info.dbname, connection.info.user
+    return StoreError(
+        f"the user {user} may not make or change the schema {schema!r} of the database {database!r} "
+        f"({error.diag.message_primary}); run `ferryman migrate` as a user who may, and grant {user} what the documentation "
+        f'lists under Rights; or let {user} make a schema: GRANT CREATE ON DATABASE "{database}" TO "{user}"'
+    )
 
 
 # -- doing -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from ferryman.errors import ConfigError
+from ferryman.io.url import misspelt, shown, stray_at
 
 __all__ = ["Address", "Node", "parse_url"]
 
@@ -51,25 +52,29 @@ class Address(NamedTuple):
 
 def parse_url(url: str) -> Address:
     """Raises ConfigError, which names the part that is wrong."""
-    parts = urlsplit(url)
+    parts = _split(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unix = parts.scheme == "unix"
-    node = Node(unquote(parts.path), 0) if unix else Node(parts.hostname or "localhost", _port(parts))
+    node = Node(unquote(parts.path), 0) if unix else Node(parts.hostname or "localhost", _port(parts, url))
     if unix and not node.host:
-        raise ConfigError(f"the store URL {_without_password(parts)!r} names no socket; {_HELP}")
-    database = options.pop("db", "0") if unix else unquote(parts.path).strip("/") or options.pop("db", "0")
-    db = _number("database", database, parts)
+        raise ConfigError(f"the store URL {shown(url)!r} names no socket; {_HELP}")
+    path = "" if unix else unquote(parts.path).strip("/")
+    if path and "db" in options:
+        raise ConfigError(
+            f"the store URL {shown(url)!r} names a database and has db=, too; leave one of them out"
+        )
+    db = _number("database", path or options.pop("db", "0"), url)
     prefix = options.pop("prefix", "ferryman")
     if not _PREFIX.fullmatch(prefix):
         raise ConfigError(
             f"the prefix {prefix!r} of the store URL has no meaning: use letters, digits and . _ : - alone"
         )
-    replicas = _number("replicas", options.pop("replicas", "0"), parts)
+    replicas = _number("replicas", options.pop("replicas", "0"), url)
     tls = _tls(options) if parts.scheme == "rediss" else None
     if options:
-        known = ("prefix", "replicas", *(_TLS if tls else ()), *(("db",) if unix else ()))
+        known = ("prefix", "replicas", *(_TLS if tls else ()), *(() if path else ("db",)))
         raise ConfigError(
-            f"the store URL has an unknown option {next(iter(options))!r}; it may have {', '.join(known)}"
+            f"the store URL {shown(url)!r} has {misspelt(next(iter(options)), known)}; it may have {', '.join(known)}"
         )
     return Address(
         node,
@@ -79,23 +84,38 @@ def parse_url(url: str) -> Address:
         tls,
         f"{{{prefix}}}",
         replicas,
-        _without_password(parts),
+        f"{shown(url)}{parts.query and '?'}{parts.query}",
     )
 
 
-def _port(parts: SplitResult) -> int:
+def _split(url: str) -> SplitResult:
     try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"the port of the store URL has no meaning ({error}); {_HELP}") from error
-    return 6379 if port is None else port
-
-
-def _number(name: str, text: str, parts: SplitResult) -> int:
-    if not (text.isascii() and text.isdigit()):
+        parts = urlsplit(url)
+    except ValueError:
+        # What urllib says of it quotes from it.
         raise ConfigError(
-            f"{name} {text!r} of the store URL {_without_password(parts)!r} is no number; {_HELP}"
+            f"the store URL {shown(url)!r} makes no sense; {_HELP}, with special characters of the password as %XX"
+        ) from None
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise stray_at(url)
+    return parts
+
+
+def _port(parts: SplitResult, url: str) -> int:
+    try:
+        port = 6379 if parts.port is None else parts.port
+    except ValueError:
+        port = 0
+    if not port:
+        raise ConfigError(
+            f"the store URL {shown(url)!r} has a port that is no number from 1 to 65535; {_HELP}"
         )
+    return port
+
+
+def _number(name: str, text: str, url: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"{name} {text!r} of the store URL {shown(url)!r} is no number; {_HELP}")
     return int(text)
 
 
@@ -114,9 +134,3 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _without_password(parts: SplitResult) -> str:
-    _, _, host = parts.netloc.rpartition("@")
-    user = f"{parts.username}@" if parts.username else ""
-    return f"{parts.scheme}://{user}{host}{parts.path}{parts.query and '?'}{parts.query}"

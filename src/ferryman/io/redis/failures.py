@@ -166,6 +166,11 @@ def _by_text(message: str, address: Address, node: Node) -> FerrymanError:
     if message.startswith("ERR The user executing the script can't"):
         # So says Redis 7.0 what is NOPERM later.
         return _forbidden(message.removeprefix("ERR "), address)
+    if "without any password configured" in message:
+        return StoreUnavailable(
+            f"the Redis server at {node} asks for no password, and the store URL has one; leave it out there, or set the "
+            "server's requirepass"
+        )
     if "max number of clients" in message:
         return StoreUnavailable(
             f"the Redis server at {node} has as many clients as it may have; raise its maxclients, or look for "

@@ -45,7 +45,8 @@ CLI_HEAD = """\
 <!-- Written by scripts/reference_pages.py from the commands in src/ferryman/cli/; change them there. -->
 
 Every command says what it does with `--help`. `--url` names the store for one command; `--json` prints one
-object a line. A job's id may be shortened to its first digits, six at least.
+object a line. A job's id may be shortened to its first digits, six at least, while no other id begins with them:
+the first 12 are the moment at which it was made, and 20 are enough, save among many thousands of one batch.
 """
 
 
@@ -130,7 +131,7 @@ def field_docs(section: type) -> dict[str, str]:
 
 
 def cli_page() -> str:
-    context = click.Context(root, info_name="ferryman")
+    context = click.Context(root, info_name="ferryman", **root.context_settings)
     parts = [CLI_HEAD, section("ferryman", root), paragraphs(EXIT_CODES)]
     for path, command in commands(root, context):
         parts.append(section(path, command))

@@ -391,7 +391,7 @@ def test_settings_that_make_no_sense_are_named(harbour: Harbour) -> None:
     answer = harbour.command("worker", "tasks:app", env={"FERRYMAN_WORKER_CONCURRENCY": "many"})
 
     assert answer.returncode == 2
-    assert "concurrency" in answer.stderr
+    assert "FERRYMAN_WORKER_CONCURRENCY='many'" in answer.stderr
 
 
 def test_a_job_whose_task_is_unknown_is_kept_and_says_why(harbour: Harbour) -> None:

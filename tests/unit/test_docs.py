@@ -3,7 +3,7 @@
 Blocks of ``python`` are run page by page, in order, as one module. What a comment after a ``print`` says must be
 printed. Where a page says ``<!-- a worker runs from here on -->``, which readers do not see, it gets one. Blocks
 that define tests are given to pytest instead. Blocks of ``console`` may only use commands and options that exist,
-blocks of ``toml`` only settings that do. A block that cannot run here is marked ``python no-run``.
+and what they enqueue is enqueued; blocks of ``toml`` may only use settings that do. A block that cannot run here is marked ``python no-run``.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def check_command(words: list[str], line: str) -> None:
-    context = click.Context(root, info_name="ferryman")
+    context = click.Context(root, info_name="ferryman", **root.context_settings)
     command: click.Command = root
     options: set[str] = set()
     for word in words:
@@ -216,6 +216,31 @@ def check_command(words: list[str], line: str) -> None:
             found = command.get_command(context, word)
             assert found is not None
             command = found
+
+
+def shell_enqueues(page: Path) -> list[str]:
+    """What a page, or the help that it shows, enqueues from a shell."""
+    helps = (line for block in blocks(page, "text") for line in block.text.splitlines())
+    return [line for line in (*commands(page), *helps) if line.startswith("ferryman enqueue ")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if shell_enqueues(page)], ids=name_of)
+def test_the_jobs_that_a_page_enqueues_from_a_shell_are_stored(page: Path, folder: Path) -> None:
+    program = Path(sys.executable).parent / "ferryman"
+    for line in shell_enqueues(page):
+        words = [word for word in shlex.split(line, comments=True) if word != "--wait"]
+        module, _, function = words[2].partition(".")
+        parameters = [word.partition("=")[0] for word in words[3:] if re.match(r"\w+=", word)]
+        parameters += re.findall(r'"(\w+)":', line)
+        (folder / f"{module}.py").write_text(
+            "from ferryman import Ferryman\n\napp = Ferryman()\n\n\n"
+            f"@app.task\ndef {function}({', '.join(parameters)}): ...\n"
+        )
+
+        done = subprocess.run([program, *words[1:]], cwd=folder, capture_output=True, text=True)
+
+        assert done.returncode == 0, line + done.stderr
+        assert re.fullmatch(r"[0-9a-f]{32}\n", done.stdout)
 
 
 # -- settings --------------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ def main() -> None:
     except ModuleNotFoundError:
         sys.stderr.write('ferryman: the command line needs more packages: pip install "ferryman[cli]"\n')
         raise SystemExit(2) from None
-    from ferryman.cli.root import run
+    try:
+        from ferryman.cli.root import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        # It came before or after the command, which ends in the same way.
+        sys.stderr.write("\n")
+        raise SystemExit(130) from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ferryman.cli.output import Column, json_line, number, say, state_cell, table, warn
+from ferryman.cli.output import Column, counted, json_line, number, say, state_cell, table, warn
 from ferryman.cli.selection import ask
 from ferryman.cli.target import Target, listing, pass_target
 from ferryman.cli.watching import watching
@@ -16,7 +17,17 @@ from ferryman.job import State
 
 __all__ = ["backup", "restore"]
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+
+class _File(click.Path):
+    """A file with a name: a backup cannot be a stream, for it is read once more when it is written."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in ("", "-"):
+            self.fail(f"{value!r} is no name of a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_FILE = _File(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -48,14 +59,16 @@ def backup(target: Target, file: Path, force: bool) -> None:
         json_line({"file": str(file), "jobs": saved.jobs, "bytes": saved.size, **_by_state(saved.counts)})
     else:
         _show(saved.counts)
-        say(f"{saved.jobs:,} jobs in {file} ({saved.size:,} bytes), verified by reading it")
+        say(f"{counted(saved.jobs)} in {file} ({saved.size:,} bytes), verified by reading it")
     if saved.left_outside:
         why = (
             "set blobs.url to have them in it"
             if target.settings.blobs.url is None
             else "they are not in their place any more"
         )
-        warn(f"{saved.left_outside:,} jobs have payloads outside the store, which are not in the file; {why}")
+        warn(
+            f"payloads of {counted(saved.left_outside)} lie outside the store and are not in the file; {why}"
+        )
 
 
 @click.command()
@@ -82,8 +95,8 @@ def restore(target: Target, file: Path, merge: bool, yes: bool) -> None:
     header = ChestReader(file).header
     store = target.store
     ask(
-        f"Restore the {sum(header.counts.values()):,} jobs that {header.url} had, into {store.url}? Its workers begin with "
-        "them at once.",
+        f"Restore what {header.url} had, {counted(sum(header.counts.values()))}, into {store.url}? "
+        "Its workers begin with that at once.",
         yes,
     )
     with watching() as watch:
@@ -92,7 +105,7 @@ def restore(target: Target, file: Path, merge: bool, yes: bool) -> None:
         json_line({"jobs": restored.jobs, "new": restored.new, **_by_state(restored.counts)})
     else:
         _show(restored.counts)
-        say(f"{restored.new:,} of {restored.jobs:,} jobs were new; {store.url} has all of them now")
+        say(f"new of {counted(restored.jobs)}: {restored.new:,}; {store.url} has all of them now")
 
 
 def _by_state(counts: Mapping[str, int]) -> dict[str, int]:

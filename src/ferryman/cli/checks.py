@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ferryman.cli.output import counted
 from ferryman.cli.target import Target, sqlite_file
 from ferryman.cli.workers import alive, state_of
 from ferryman.clock import SystemClock
-from ferryman.errors import FerrymanError
+from ferryman.errors import AppNotFound, FerrymanError
 from ferryman.job import Job, State
 from ferryman.policy.why import span
 from ferryman.store.records import Filter, LaneCounts, WorkerRecord
@@ -49,6 +50,9 @@ def examine(target: Target) -> Iterator[Check]:
     yield from _python()
     try:
         url, shown = target.app.settings.url, target.app.store.url
+    except AppNotFound as error:
+        yield Check("problem", "app", str(error), "mend the module, or name another with --app")
+        return
     except FerrymanError as error:
         yield Check("problem", "settings", str(error), "mend the setting that the message names")
         return
@@ -93,7 +97,7 @@ def _file(path: Path) -> Iterator[Check]:
             "problem", "file", f"{path} may not be read and written by this user", f"chown or chmod {path}"
         )
     else:
-        yield Check("ok", "file", f"{path}, {_size(path.stat().st_size)}")
+        yield Check("ok", "file", f"{path}, {_size(_bytes_of(path))}")
     if not os.access(folder, os.W_OK | os.X_OK):
         # SQLite makes its journal beside the file.
         yield Check(
@@ -101,6 +105,12 @@ def _file(path: Path) -> Iterator[Check]:
         )
     yield _disk(folder)
     yield _file_system(folder)
+
+
+def _bytes_of(path: Path) -> int:
+    """What the store takes: what was written last lies beside the file for a while."""
+    log = path.with_name(f"{path.name}-wal")
+    return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
 
 
 def _disk(folder: Path) -> Check:
@@ -213,12 +223,11 @@ def _workers(
 ) -> Iterator[Check]:
     if living:
         places = sum(worker.info.concurrency for worker in living)
-        yield Check("ok", "workers", f"{len(living)} alive, with {places} places")
+        yield Check("ok", "workers", f"{len(living)} alive, with {counted(places, 'place')}")
     elif ready:
         start = "ferryman worker app:app"
-        yield Check(
-            "problem", "workers", f"none is alive, and {ready:,} jobs are ready", f"start one: {start}"
-        )
+        waiting = f"{counted(ready)} {'is' if ready == 1 else 'are'} ready"
+        yield Check("problem", "workers", f"none is alive, and {waiting}", f"start one: {start}")
     else:
         yield Check("warning", "workers", "none is alive", "start one: ferryman worker app:app")
     lost = [worker.info.id for worker in workers if worker.gone is None and worker not in living]
@@ -238,10 +247,10 @@ def _queues(ready: dict[str, int], paused: set[str], living: list[WorkerRecord])
     served = 0
     for queue, count in ready.items():
         if queue in paused:
-            finding = f"{queue!r} is paused, with {count:,} jobs ready"
+            finding = f"{queue!r} is paused, with {counted(count)} ready"
             yield Check("warning", "queues", finding, f"ferryman resume {queue}")
         elif living and not any(w.info.queues is None or queue in w.info.queues for w in living):
-            finding = f"no worker serves {queue!r}, which has {count:,} jobs ready"
+            finding = f"no worker serves {queue!r}, which has {counted(count)} ready"
             yield Check("problem", "queues", finding, f"ferryman worker app:app --queues {queue}")
         else:
             served += 1

@@ -22,9 +22,9 @@ from ferryman.cli.output import (
     value_text,
 )
 from ferryman.cli.params import filter_of, filters
-from ferryman.cli.selection import change_selected, fetch, resolve
-from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
-from ferryman.errors import BadArguments, JobNotFound
+from ferryman.cli.selection import change_selected, fetch, newest, resolve
+from ferryman.cli.target import Target, listing, on_store, pass_target, with_app, with_tasks
+from ferryman.errors import BadArguments, ConfigError, JobNotFound
 from ferryman.job import Job, State, new_id
 from ferryman.store.records import Filter
 
@@ -41,7 +41,13 @@ def dead() -> None:
 
 @dead.command(name="list")
 @filters(states=False)
-@click.option("--limit", default=50, show_default=True, help="How many to show, the newest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="How many to show, the newest first.",
+)
 @listing
 @pass_target
 def list_dead(target: Target, /, limit: int, **options: Any) -> None:
@@ -53,15 +59,15 @@ def list_dead(target: Target, /, limit: int, **options: Any) -> None:
       ferryman dead list --cause "ValueError: boom" --since 1d
     """
     now = target.now()
-    found = target.run(target.existing.find(_dead(options), limit))
+    found = newest(target, _dead(options), limit)
     if target.json:
         for job in found:
             json_line(job_fields(job))
         return
     columns = (
         Column("Id"),
-        Column("Died"),
-        Column("Try", right=True),
+        Column("Died", spared=1),
+        Column("Try", right=True, spared=2),
         Column("Task", folds=True),
         Column("Cause", folds=True),
     )
@@ -105,7 +111,7 @@ def causes(target: Target, /, **options: Any) -> None:
     columns = (
         Column("Count", right=True),
         Column("Last"),
-        Column("First"),
+        Column("First", spared=1),
         Column("Task", folds=True),
         Column("Cause", folds=True),
     )
@@ -157,7 +163,7 @@ def purge(target: Target, /, ids: tuple[str, ...], every: bool, yes: bool, **opt
     "--args", "text", metavar="JSON", help='The new arguments, instead of an editor: \'{"to": "a@b.c"}\'.'
 )
 @click.option("--replay", "again", is_flag=True, help="Then let the job run again.")
-@with_app
+@with_tasks
 @on_store
 @pass_target
 def edit(target: Target, id: str, text: str | None, again: bool) -> None:
@@ -209,7 +215,12 @@ def _edited(target: Target, job: Job) -> str | None:
             f"the arguments of job {job.id} hold bytes, which JSON cannot; enqueue another job from Python instead"
         )
     shown = msgspec.json.format(value_text(arguments), indent=2)
-    edited = click.edit(shown + "\n", extension=".json")
+    try:
+        edited = click.edit(shown + "\n", extension=".json")
+    except click.ClickException as error:
+        raise ConfigError(
+            f"the editor cannot be used ({error.message}); name another with EDITOR, or give --args"
+        ) from error
     return None if edited is None or edited.strip() == shown.strip() else edited
 
 

@@ -12,15 +12,15 @@ import msgspec
 from ferryman.app import App
 from ferryman.binding import bind_by_name
 from ferryman.cli.output import json_line, say, value_text, warn
-from ferryman.cli.params import duration, json_or_text
+from ferryman.cli.params import duration, json_or_text, name
 from ferryman.cli.selection import resolve
-from ferryman.cli.target import Target, listing, pass_target, with_app
+from ferryman.cli.target import Target, listing, pass_target, with_tasks
 from ferryman.cli.workers import alive
-from ferryman.errors import BadArguments, UnknownTask
+from ferryman.errors import BadArguments, ConfigError, UnknownTask
 from ferryman.handle import JobHandle
-from ferryman.job import JobId, NewJob, UniqueKey, new_id
+from ferryman.job import MAX_COUNT, JobId, NewJob, UniqueKey, new_id
 from ferryman.options import Options, new_job_template
-from ferryman.policy.retry import Retry
+from ferryman.task import Task
 
 __all__ = ["enqueue"]
 
@@ -30,7 +30,7 @@ class _Parent(msgspec.Struct, frozen=True):
 
 
 @click.command()
-@click.argument("task")
+@click.argument("task", type=name)
 @click.argument("values", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option(
     "--args", "text", metavar="JSON", help="All arguments as one JSON object; - reads it from standard input."
@@ -40,15 +40,17 @@ class _Parent(msgspec.Struct, frozen=True):
 @click.option("--delay", type=duration, help="Not before this long: 30, 10m.")
 @click.option("--ttl", type=duration, help="Expires if it is not started within this long.")
 @click.option("--timeout", type=duration, help="Stop an attempt after this long.")
-@click.option("--max-attempts", type=int, help="How often it may be tried.")
-@click.option("--key", help="Jobs of the same key run one at a time.")
-@click.option("--unique", metavar="KEY", help="Make no job if an unfinished one has this key.")
+@click.option(
+    "--max-attempts", type=click.IntRange(1, MAX_COUNT), metavar="N", help="How often it may be tried."
+)
+@click.option("--key", type=name, metavar="KEY", help="Jobs of the same key run one at a time.")
+@click.option("--unique", type=name, metavar="KEY", help="Make no job if an unfinished one has this key.")
 @click.option("--after", metavar="ID", multiple=True, help="Wait for this job to finish first.")
-@click.option("--tenant", help="For whom it is, in a fair queue.")
-@click.option("--tag", "tags", multiple=True, help="A word to find it by.")
+@click.option("--tenant", type=name, metavar="NAME", help="For whom it is, in a fair queue.")
+@click.option("--tag", "tags", type=name, metavar="TAG", multiple=True, help="A word to find it by.")
 @click.option("--wait", is_flag=True, help="Wait until it has finished, and print its result.")
 @click.option("--wait-timeout", type=duration, help="With --wait: give up after this long.")
-@with_app
+@with_tasks
 @listing
 @pass_target
 def enqueue(
@@ -72,6 +74,8 @@ def enqueue(
       ferryman enqueue app.send_email to=a@example.com --delay 10m --queue email
       ferryman enqueue app.resize --args '{"paths": ["a.png"]}' --app app:app --wait
     """
+    if wait_timeout is not None and not wait:
+        raise click.UsageError("--wait-timeout says how long to --wait, which is not given")
     args, kwargs = _arguments(values, text)
     handle = _store(target, task, args, kwargs, _changes(target, options))
     if not target.json or not wait:
@@ -93,9 +97,11 @@ def _arguments(values: tuple[str, ...], text: str | None) -> tuple[list[Any], di
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for value in values:
-        name, equals, rest = value.partition("=")
-        if equals and name.isidentifier():
-            kwargs[name] = json_or_text(rest)
+        parameter, equals, rest = value.partition("=")
+        if equals and parameter.isidentifier():
+            if parameter in kwargs:
+                raise click.UsageError(f"{parameter!r} is given twice; it takes one value")
+            kwargs[parameter] = json_or_text(rest)
         else:
             args.append(json_or_text(value))
     return args, kwargs
@@ -118,40 +124,50 @@ def _changes(target: Target, options: dict[str, Any]) -> dict[str, Any]:
     priority = changes.get("priority")
     if priority is not None and priority.lstrip("+-").isdigit():
         changes["priority"] = int(priority)
-    if "unique" in changes:
-        changes["unique"] = UniqueKey(changes["unique"])
     if "after" in changes:
         changes["after"] = [_Parent(resolve(target, text)) for text in changes["after"]]
     return changes
 
 
 def _store(
-    target: Target, name: str, args: list[Any], kwargs: dict[str, Any], changes: dict[str, Any]
+    target: Target, task: str, args: list[Any], kwargs: dict[str, Any], changes: dict[str, Any]
 ) -> JobHandle[Any]:
-    app = target.app
     # Raises if no worker could ever see the job.
     _ = target.store
     attempts = changes.pop("max_attempts", None)
     if target.app_name is None:
-        retry = {} if attempts is None else {"retry": Retry(max_attempts=attempts)}
-        return app.enqueue_jobs([_unchecked(app, name, args, kwargs, {**changes, **retry})])[0]
+        job, decode = _unchecked(target.app, task, args, kwargs, changes), None
+    else:
+        known = _task(target.app, task, target.app_name)
+        if attempts is not None and known.settings.at_most_once:
+            raise ConfigError(f"{task} runs at most once; its jobs cannot be retried")
+        job, decode = known.options(**changes).new_job(args, kwargs), known.binding.decode_result
+    if attempts is not None:
+        # Not as a retry policy of the job's own, which would stand in for the backoff of its task, too.
+        job = msgspec.structs.replace(job, max_attempts=attempts)
+    return target.app.enqueue_jobs([job], decode)[0]
+
+
+def _task(app: App, name: str, app_name: str) -> Task[..., Any]:
     task = app.tasks.get(name)
     if task is None:
         near = difflib.get_close_matches(name, app.tasks, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(app.tasks)) or 'none'}"
-        raise UnknownTask(f"no task {name!r} is registered in {target.app_name}; {advice}")
-    job = task.options(**changes).new_job(args, kwargs)
-    if attempts is not None:
-        job = msgspec.structs.replace(job, max_attempts=attempts)
-    return app.enqueue_jobs([job], task.binding.decode_result)[0]
+        raise UnknownTask(f"no task {name!r} is registered in {app_name}; {advice}")
+    return task
 
 
 def _unchecked(
-    app: App, name: str, args: list[Any], kwargs: dict[str, Any], changes: dict[str, Any]
+    app: App, task: str, args: list[Any], kwargs: dict[str, Any], changes: dict[str, Any]
 ) -> NewJob:
-    template = new_job_template(name, Options(**changes), changes)
-    payload = bind_by_name(app.codec, name, args, kwargs)
-    return msgspec.structs.replace(template, id=new_id(), args=payload, unique=changes.get("unique"))
+    if args:
+        raise BadArguments(
+            f"name the arguments, as in a=1, or give --app MODULE:ATTR, which knows the parameters of {task!r}"
+        )
+    template = new_job_template(task, Options(**changes), changes)
+    payload = bind_by_name(app.codec, task, args, kwargs)
+    unique = UniqueKey(changes["unique"]) if "unique" in changes else None
+    return msgspec.structs.replace(template, id=new_id(), args=payload, unique=unique)
 
 
 def _tell(target: Target, handle: JobHandle[Any]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import click
+import msgspec
 
 from ferryman.cli.life import show_life
 from ferryman.cli.output import (
+    Cell,
     Column,
     job_fields,
     json_line,
@@ -20,23 +23,27 @@ from ferryman.cli.output import (
     when,
 )
 from ferryman.cli.params import duration, filter_of, filters
-from ferryman.cli.selection import change_selected, fetch, resolve
+from ferryman.cli.selection import change_selected, fetch, newest, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
 from ferryman.job import State
+from ferryman.store.records import Filter
 
 __all__ = ["jobs"]
 
 _COLUMNS = (
     Column("Id"),
     Column("State"),
-    Column("When"),
-    Column("Try", right=True),
-    Column("Prio", right=True),
-    Column("Queue", folds=True),
+    Column("When", spared=1),
+    Column("Try", right=True, spared=3),
+    Column("Prio", right=True, spared=4),
+    Column("Queue", folds=True, spared=2),
     Column("Task", folds=True),
 )
 
-_PAGE = 1_000
+_UNFINISHED = (State.WAITING, State.SCHEDULED, State.READY, State.PARKED, State.RUNNING)
+_FAILED = (State.DEAD, State.CANCELLED, State.EXPIRED)
+_FINISHED = (*_FAILED, State.SUCCEEDED)
+_AT_REST = tuple(state for state in State if state is not State.RUNNING)
 
 
 @click.group()
@@ -49,7 +56,13 @@ def jobs() -> None:
 
 @jobs.command(name="list")
 @filters(states=True)
-@click.option("--limit", default=50, show_default=True, help="How many to show, the newest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="How many to show, the newest first.",
+)
 @listing
 @pass_target
 def list_jobs(target: Target, /, limit: int, **options: Any) -> None:
@@ -61,33 +74,25 @@ def list_jobs(target: Target, /, limit: int, **options: Any) -> None:
       ferryman jobs list --queue email --since 10m
       ferryman jobs list --task app.add --json | jq .id
     """
-    which = filter_of(options)
-    rows = []
-    before: int | None = None
     now = target.now()
-    while limit > 0:
-        page = target.run(target.existing.find(which, min(limit, _PAGE), before))
-        for job in page:
-            if target.json:
-                json_line(job_fields(job))
-            else:
-                rows.append(
-                    (
-                        job.id,
-                        state_cell(job.state),
-                        when(job, now),
-                        f"{job.attempt}/{job.max_attempts}",
-                        number(job.priority),
-                        job.queue,
-                        job.task,
-                    )
-                )
-        if not page or len(page) < _PAGE:
-            break
-        limit -= len(page)
-        before = page[-1].seq
-    if not target.json:
-        table(_COLUMNS, rows, "no jobs match")
+    found = newest(target, filter_of(options), limit)
+    if target.json:
+        for job in found:
+            json_line(job_fields(job))
+        return
+    rows: list[tuple[Cell, ...]] = [
+        (
+            job.id,
+            state_cell(job.state),
+            when(job, now),
+            f"{job.attempt}/{job.max_attempts}",
+            number(job.priority),
+            job.queue,
+            job.task,
+        )
+        for job in found
+    ]
+    table(_COLUMNS, rows, "no jobs match")
 
 
 @jobs.command()
@@ -124,10 +129,7 @@ def cancel(
       ferryman jobs cancel 0192f3c4a1b2
       ferryman jobs cancel --queue email --state scheduled
     """
-    which = filter_of(options)
-    if not which.states:
-        unfinished = (State.WAITING, State.SCHEDULED, State.READY, State.PARKED, State.RUNNING)
-        which = filter_of({**options, "states": unfinished})
+    which = _among(_UNFINISHED, options, "cancelled")
     verb = functools.partial(target.existing.cancel, reason=reason)
     every = every or bool(options["states"])
     named = change_selected(target, ids, which, verb, words=("Cancel", "cancelled"), every=every, yes=yes)
@@ -152,17 +154,16 @@ def retry(target: Target, /, ids: tuple[str, ...], every: bool, yes: bool, **opt
       ferryman jobs retry 0192f3c4a1b2
       ferryman jobs retry --task app.add --state dead --since 1h
     """
-    every = every or bool(options["states"])
-    if not options["states"]:
-        finished = (State.DEAD, State.CANCELLED, State.EXPIRED) + ((State.SUCCEEDED,) if ids else ())
-        options = {**options, "states": finished}
+    which = _among(_FINISHED, options, "run again")
+    if not (ids or options["states"]):
+        which = msgspec.structs.replace(which, states=_FAILED)
     change_selected(
         target,
         ids,
-        filter_of(options),
+        which,
         target.existing.replay,
         words=("Run again", "will run again"),
-        every=every,
+        every=every or bool(options["states"]),
         yes=yes,
     )
 
@@ -180,9 +181,7 @@ def delete(target: Target, /, ids: tuple[str, ...], every: bool, yes: bool, **op
     All that is known of them goes too. Children that wait for them are cancelled, or do as they were told.
     """
     every = every or bool(options["states"])
-    which = filter_of(options)
-    if not which.states:
-        which = filter_of({**options, "states": tuple(s for s in State if s is not State.RUNNING)})
+    which = _among(_AT_REST, options, "deleted")
     words = ("Delete", "deleted")
     change_selected(
         target, ids, which, target.existing.delete, words=words, every=every, yes=yes, dangerous=True
@@ -206,3 +205,12 @@ def wait(target: Target, id: str, timeout: float | None) -> None:
         json_line({"id": job.id, "result": result})
     else:
         say(value_text(result))
+
+
+def _among(possible: Sequence[State], options: dict[str, Any], done: str) -> Filter:
+    """The filter of these options, of jobs in the states for which there is something to be done."""
+    asked = options["states"]
+    if vain := [state.label for state in asked if state not in possible]:
+        states = ", ".join(state.label for state in possible)
+        raise click.UsageError(f"jobs that are {vain[0]} cannot be {done}; --state takes {states} here")
+    return filter_of({**options, "states": asked or tuple(possible)})

@@ -6,7 +6,7 @@ from collections import Counter
 
 import click
 
-from ferryman.cli.output import Cell, Column, json_line, number, say, table, warn
+from ferryman.cli.output import Cell, Column, counted, json_line, number, say, table, warn
 from ferryman.cli.selection import ask
 from ferryman.cli.target import Target, pass_target, sqlite_file
 from ferryman.cli.watching import watching
@@ -47,7 +47,7 @@ def move(target: Target, source: str, goal: str, history: bool, yes: bool, anew:
         lanes = here.runner().run(here.lanes())
         total = sum(lane.counts.get(state, 0) for lane in lanes for state in (*MOVED, State.RUNNING))
         ask(
-            f"Move {total:,} jobs from {here.url} to {there.url}, pausing all queues of the former until then?",
+            f"Move {counted(total)} from {here.url} to {there.url}, pausing all queues of the former until then?",
             yes,
         )
         with watching() as watch:
@@ -55,8 +55,8 @@ def move(target: Target, source: str, goal: str, history: bool, yes: bool, anew:
             moved = mover.run(anew=anew)
         _show(moved.jobs, as_json)
         say(
-            f"{moved.jobs.total():,} jobs moved and verified"
-            + (f", and {moved.parents:,} finished parents copied" if moved.parents else "")
+            f"{counted(moved.jobs.total())} moved and verified"
+            + (f", and {counted(moved.parents, 'finished parent')} copied" if moved.parents else "")
             + f"; {here.url} has none left that may run",
             err=as_json,
         )

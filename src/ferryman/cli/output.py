@@ -1,6 +1,7 @@
 """How things look: tables, times and lines of JSON. No module here asks the store anything.
 
-People at a terminal get colours, and columns that fold; pipes get plain text, aligned and never cut.
+People at a terminal get colours, and columns that fold or are left out, with a word; pipes get plain text, aligned and
+never cut.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import datetime
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ __all__ = [
     "Column",
     "ago",
     "clean",
+    "counted",
     "iso",
     "job_fields",
     "json_line",
@@ -53,15 +56,26 @@ STATE_STYLES = {
     State.EXPIRED: "bright_black",
 }
 
+_GAP = 2
+"""Columns of the terminal between those of a table."""
+
+_FOLDED = 12
+"""A column that folds is not made narrower."""
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Column(NamedTuple):
-    """A column of a table. `folds`: its text may be broken over lines on a narrow terminal."""
+    """A column of a table.
+
+    On a narrow terminal the text of one that `folds` may be broken over lines, and those that can be `spared` are left
+    out: the highest numbers first, and all that have the same number together. 0 always stays.
+    """
 
     title: str
     right: bool = False
     folds: bool = False
+    spared: int = 0
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], empty: str) -> None:
@@ -76,13 +90,13 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], empty: str)
 
 def _plain_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
     lines = [[column.title.upper() for column in columns]]
-    lines += [[clean(_text(cell)).replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    lines += [[_shown(cell).replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(columns))]
     for line in lines:
-        cells = [
-            text.rjust(width) if column.right else text.ljust(width)
-            for text, width, column in zip(line, widths, columns, strict=True)
-        ]
+        cells = []
+        for text, width, column in zip(line, widths, columns, strict=True):
+            space = " " * (width - _width(text))
+            cells.append(space + text if column.right else text + space)
         click.echo("  ".join(cells).rstrip())
 
 
@@ -96,25 +110,63 @@ def _rich_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> No
     except ModuleNotFoundError as error:
         raise MissingExtra('tables need the package rich: pip install "ferryman[cli]"') from error
 
+    console = Console(highlight=False)
+    widths = [_least_width(column, [row[i] for row in rows]) for i, column in enumerate(columns)]
+    shown = _that_fit(columns, widths, console.width)
+    if sum(widths[i] + _GAP for i in shown) - _GAP > console.width:
+        # The terminal wraps its lines, which is hard to read, but all is there.
+        _plain_table(columns, rows)
+        return
     grid = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="bold"
     )
-    for place, column in enumerate(columns):
-        longest = max(len(_text(row[place])) for row in rows)
+    for i in shown:
         grid.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            no_wrap=not column.folds,
+            columns[i].title,
+            justify="right" if columns[i].right else "left",
+            no_wrap=not columns[i].folds,
             overflow="fold",
-            min_width=max(len(column.title), min(longest, 12) if column.folds else longest),
+            min_width=widths[i],
         )
     for row in rows:
-        grid.add_row(*(Text(clean(_text(cell)), cell[1] if isinstance(cell, tuple) else "") for cell in row))
-    Console(highlight=False).print(grid)
+        cells = [row[i] for i in shown]
+        grid.add_row(*(Text(_shown(cell), cell[1] if isinstance(cell, tuple) else "") for cell in cells))
+    console.print(grid)
+    if left := [column.title for i, column in enumerate(columns) if i not in shown]:
+        say(
+            f"no room for {', '.join(dict.fromkeys(left))}; a pipe has all columns: | less -S",
+            "bright_black",
+            err=True,
+        )
 
 
-def _text(cell: Cell) -> str:
-    return cell if isinstance(cell, str) else cell[0]
+def _that_fit(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """The places of the columns that are shown, without those to be spared until there is room for the rest."""
+    shown = list(range(len(columns)))
+    for rank in sorted({column.spared for column in columns if column.spared}, reverse=True):
+        if sum(widths[i] + _GAP for i in shown) - _GAP <= room:
+            break
+        shown = [i for i in shown if columns[i].spared != rank]
+    return shown
+
+
+def _least_width(column: Column, cells: Sequence[Cell]) -> int:
+    longest = max(_width(_shown(cell)) for cell in cells)
+    return max(_width(column.title), min(longest, _FOLDED) if column.folds else longest)
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "FW" else 1
+        for letter in text
+    )
+
+
+def _shown(cell: Cell) -> str:
+    return clean(cell if isinstance(cell, str) else cell[0])
 
 
 def say(text: str, style: str | None = None, *, err: bool = False) -> None:
@@ -129,7 +181,8 @@ def warn(text: str) -> None:
 
 def json_line(record: Mapping[str, Any]) -> None:
     """One JSON object on a line of its own."""
-    click.echo(msgspec.json.encode(record, enc_hook=repr).decode())
+    # As bytes: JSON is UTF-8, whatever else the terminal may be set to.
+    click.echo(msgspec.json.encode(record, enc_hook=repr))
 
 
 def clean(text: str) -> str:
@@ -145,6 +198,11 @@ def value_text(value: Any) -> str:
 def number(value: int) -> Cell:
     """A count; nothing is shown more quietly than something."""
     return (f"{value:,}", "") if value else ("0", "bright_black")
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """A number of things, in words that agree with it."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def state_cell(state: State) -> Cell:

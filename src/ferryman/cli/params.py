@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from ferryman.clock import SystemClock, millis
+from ferryman.clock import CENTURY, SystemClock, millis
 from ferryman.job import State
 from ferryman.store.records import Filter
 
-__all__ = ["duration", "filter_of", "filters", "json_or_text", "moment", "state"]
+__all__ = ["duration", "filter_of", "filters", "json_or_text", "moment", "name", "queue_name", "state"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,10 +23,12 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 
 
 def duration(text: str) -> float:
-    """Seconds, written ``90``, ``1.5h`` or ``1h30m``."""
+    """Seconds, written ``90``, ``1.5h`` or ``1h30m``; a hundred years at most."""
     seconds = _seconds(text)
     if seconds is None:
-        raise click.BadParameter(f"{text!r} is no duration; write 30, 90s, 10m, 1h30m or 2d")
+        raise click.BadParameter(
+            f"{text!r} is no duration of a hundred years at most; write 30, 90s, 10m, 1h30m or 2d"
+        )
     return seconds
 
 
@@ -34,13 +36,28 @@ def moment(text: str) -> int:
     """Milliseconds since the epoch, written as how long ago (``10m``) or in ISO 8601."""
     seconds = _seconds(text)
     if seconds is not None:
-        return SystemClock().now() - millis(seconds)
+        return max(SystemClock().now() - millis(seconds), 0)
     try:
-        return millis(datetime.datetime.fromisoformat(text).astimezone().timestamp())
-    except ValueError:
+        return max(millis(datetime.datetime.fromisoformat(text).astimezone().timestamp()), 0)
+    except (ValueError, OverflowError):
         raise click.BadParameter(
-            f"{text!r} is no moment; write how long ago (10m, 2d) or a time (2025-01-31T14:00)"
+            f"{text!r} is no moment of these hundred years; "
+            "write how long ago (10m, 2d) or a time (2025-01-31T14:00)"
         ) from None
+
+
+def name(text: str) -> str:
+    """A text by which jobs are found. An empty one is a variable of the shell that is not set."""
+    if not text:
+        raise click.BadParameter("it is empty")
+    return text
+
+
+def queue_name(text: str) -> str:
+    """The name that a queue may have."""
+    if not 1 <= len(text) <= 200:
+        raise click.BadParameter("a queue needs a name of 1 to 200 characters")
+    return text
 
 
 def state(text: str) -> State:
@@ -59,8 +76,8 @@ def _seconds(text: str) -> float | None:
         parts = _PART.findall(text)
         if not parts or "".join(f"{count}{unit}" for count, unit in parts) != text:
             return None
-        return sum(float(count) * _UNITS[unit] for count, unit in parts)
-    return seconds if 0 <= seconds < float("inf") else None
+        seconds = sum(float(count) * _UNITS[unit] for count, unit in parts)
+    return seconds if 0 <= seconds <= CENTURY else None
 
 
 def json_or_text(text: str) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
 import msgspec
 
-from ferryman.cli.output import Cell, Column, json_line, number, say, stamps, table
+from ferryman.cli.output import Cell, Column, counted, json_line, number, say, stamps, table, warn
+from ferryman.cli.params import queue_name
 from ferryman.cli.selection import ask, change, count
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
 from ferryman.job import PENDING, State
@@ -26,6 +28,9 @@ _SHOWN = (
     State.DEAD,
     State.SUCCEEDED,
 )
+_SPARED = {State.SUCCEEDED: 4, State.PARKED: 3, State.WAITING: 2, State.SCHEDULED: 1}
+"""What a narrow terminal does not show: first what is over, then what will come by itself."""
+
 _STYLES = {State.RUNNING: "yellow", State.DEAD: "red", State.SUCCEEDED: "green"}
 
 
@@ -80,7 +85,9 @@ def queues(target: Target, lanes: bool) -> None:
             json_line(_fields(row, now))
         return
     columns = [Column("Queue", folds=True), *([Column("Prio", right=True)] if lanes else [])]
-    columns += [Column(state.label.capitalize(), right=True) for state in _SHOWN]
+    columns += [
+        Column(state.label.capitalize(), right=True, spared=_SPARED.get(state, 0)) for state in _SHOWN
+    ]
     columns += [Column("Oldest", right=True), Column("Workers", right=True)]
     table(columns, [_cells(row, now) for row in shown], "no queues yet; they are made by the first enqueue")
 
@@ -119,11 +126,17 @@ def _fields(row: _Row, now: int) -> Mapping[str, Any]:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="QUEUE...")
+@click.argument("names", nargs=-1, required=True, type=queue_name, metavar="QUEUE...")
 @on_store
 @pass_target
 def pause(target: Target, names: tuple[str, ...]) -> None:
     """Stop workers from taking jobs of these queues; what runs goes on, and enqueueing too."""
+    known = _known(target)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"; did you mean {near[0]!r}?" if near else ""
+            warn(f"there is no queue {name!r} yet, and it is paused from its first job on{advice}")
     target.run(target.store.pause(names, True))
     say(f"paused: {', '.join(names)}")
 
@@ -134,7 +147,7 @@ def pause(target: Target, names: tuple[str, ...]) -> None:
 @pass_target
 def resume(target: Target, names: tuple[str, ...]) -> None:
     """Let workers take jobs of these queues again."""
-    known = {record.settings.name for record in target.run(target.existing.queues())}
+    known = _known(target)
     for name in names:
         if name not in known:
             raise NotThereError(f"there is no queue {name!r}; see: ferryman queues")
@@ -149,11 +162,15 @@ def resume(target: Target, names: tuple[str, ...]) -> None:
 @pass_target
 def purge(target: Target, queue: str, yes: bool) -> None:
     """Delete the jobs of a queue that are yet to run. Running and finished ones stay."""
-    if queue not in {record.settings.name for record in target.run(target.existing.queues())}:
+    if queue not in _known(target):
         raise NotThereError(f"there is no queue {queue!r}; see: ferryman queues")
     which = Filter(queues=(queue,), states=tuple(sorted(PENDING)))
     total = count(target, which)
     if total:
-        ask(f"Delete {total:,} jobs of queue {queue!r} for good?", yes)
+        ask(f"Delete {counted(total)} of queue {queue!r} for good?", yes)
     deleted = change(target, which, total, target.store.delete, "Delete")
-    say(f"{deleted:,} jobs deleted")
+    say(f"{counted(deleted)} deleted")
+
+
+def _known(target: Target) -> set[str]:
+    return {record.settings.name for record in target.run(target.existing.queues())}

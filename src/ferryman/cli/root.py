@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from typing import Any, NamedTuple
@@ -76,6 +78,13 @@ _COMMANDS = {
 class _Root(click.Group):
     """Imports a command's module when it is used, and ends Ferryman's errors as one line."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for arg in args:
+            if any("\ud800" <= letter <= "\udfff" for letter in arg):
+                # So Python hands on bytes that are no text; no store could keep them.
+                raise click.UsageError(f"{arg!r} is no text in the encoding of this terminal")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
@@ -111,6 +120,14 @@ class _Root(click.Group):
                 traceback.print_exc()
             click.echo(f"ferryman: {error}", err=True)
             ctx.exit(exit_code(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                # As programs end that do not look out for it: scripts know how to take that.
+                ctx.exit(128 + signal.SIGPIPE)
+            if ctx.ensure_object(Target).debug:
+                traceback.print_exc()
+            click.echo(f"ferryman: {error}", err=True)
+            ctx.exit(1)
         except (KeyboardInterrupt, click.Abort):
             # The shell has shown ^C already; all it lacks is the end of that line.
             click.echo(err=True)
@@ -166,13 +183,22 @@ def root(ctx: click.Context, url: str | None, debug: bool) -> None:
 
 def run() -> None:
     """The root command on this process's arguments; quiet about a reader that went away."""
+    _mend_streams()
     try:
         root.main(prog_name="ferryman")
     finally:
         try:
             sys.stdout.flush()
-        except OSError as error:
-            if error.errno != errno.EPIPE:
-                raise
-            # What is left in the buffer must not be tried again when the interpreter ends.
+        except OSError:
+            # The write that failed first has been reported. What is left in the buffer must not be tried again when
+            # the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _mend_streams() -> None:
+    """Have all three, whatever the caller closed, and an output that takes letters its encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open for as long as the process is
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import click
 import msgspec
 
-from ferryman.cli.output import clean, say
+from ferryman.cli.output import clean, counted, say
 from ferryman.cli.target import Target
 from ferryman.errors import JobNotFound
 from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId
 from ferryman.store.records import Filter
 
-__all__ = ["ask", "change", "change_selected", "count", "fetch", "pages", "resolve"]
+__all__ = ["ask", "change", "change_selected", "count", "fetch", "newest", "pages", "resolve"]
 
 _BATCH = 1_000
 """Jobs that one operation changes; others get their turn in between."""
 
 _PAGE = 1_000
 _PAGES_OF_A_PREFIX = 20
+_CANDIDATES = 5
+_ID_DIGITS = 32
 _SHORTEST = 6
 _TELLING = 20
 """So many digits hold the moment and 26 random bits: no second job needs to be looked for."""
@@ -34,22 +36,25 @@ _SLACK_BEFORE, _SLACK_AFTER = 1_000, 60_000
 def resolve(target: Target, text: str) -> JobId:
     """The id that begins like this. An id begins with its moment, so only jobs of that time are looked at."""
     digits = text.replace("-", "").lower()
-    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},32}}", digits):
+    if not re.fullmatch(rf"[0-9a-f]{{{_SHORTEST},{_ID_DIGITS}}}", digits):
         raise click.UsageError(
-            f"{text!r} is no job id; give its 32 hexadecimal digits, or the first ones, {_SHORTEST} at least"
+            f"{text!r} is no job id; give its {_ID_DIGITS} hexadecimal digits, or the first ones, {_SHORTEST} at least"
         )
-    if len(digits) == 32:
+    if len(digits) == _ID_DIGITS:
         return JobId(digits)
     first, last = (int(digits[:12].ljust(12, fill), 16) for fill in "0f")
     found: list[Job] = []
     before = _place_after(target, last + _SLACK_AFTER)
     for number, page in enumerate(pages(target, Filter(), before), 1):
         found += (job for job in page if job.id.startswith(digits))
-        ambiguous = len(found) > 1 or number == _PAGES_OF_A_PREFIX
         if len(found) == 1 and len(digits) >= _TELLING:
             break
-        if ambiguous:
-            raise click.UsageError(f"{digits} is too short to tell jobs apart; give more digits of the id")
+        if len(found) > 1 or number == _PAGES_OF_A_PREFIX:
+            begun = ", ".join(job.id for job in found[:_CANDIDATES])
+            raise click.UsageError(
+                f"{digits} is too short to tell jobs apart{begun and ', such as '}{begun}; "
+                f"give more digits of the id, {_TELLING} or all {_ID_DIGITS}"
+            )
         if page[-1].enqueued_at < first - _SLACK_BEFORE:
             break
     if not found:
@@ -93,7 +98,7 @@ def fetch(target: Target, ids: Sequence[str]) -> list[Job]:
     return jobs
 
 
-def pages(target: Target, which: Filter, before: int | None = None) -> Iterable[list[Job]]:
+def pages(target: Target, which: Filter, before: int | None = None) -> Iterator[list[Job]]:
     """Matching jobs, newest first, page by page."""
     while True:
         page = target.run(target.existing.find(which, _PAGE, before))
@@ -101,6 +106,19 @@ def pages(target: Target, which: Filter, before: int | None = None) -> Iterable[
             yield page
         if len(page) < _PAGE:
             return
+        before = page[-1].seq
+
+
+def newest(target: Target, which: Filter, limit: int) -> Iterator[Job]:
+    """The newest matching jobs, so many at most; read page by page, which lets others have their turn."""
+    before: int | None = None
+    while limit > 0:
+        wanted = min(limit, _PAGE)
+        page = target.run(target.existing.find(which, wanted, before))
+        yield from page
+        if len(page) < wanted:
+            return
+        limit -= wanted
         before = page[-1].seq
 
 
@@ -156,33 +174,43 @@ def change_selected(
     Answers the named jobs as they were.
     """
     doing, done = words
+    filtered = every or msgspec.structs.replace(which, states=()) != Filter()
+    if ids and filtered:
+        raise click.UsageError("name job ids, or give filters or --all, but not both")
+    if not ids and not filtered:
+        raise click.UsageError("name job ids, or a filter such as --queue or --task, or --all")
     if ids:
         jobs = fetch(target, ids)
         named = Filter(ids=tuple(job.id for job in jobs), states=which.states)
         if dangerous:
-            ask(f"{doing} {_jobs(len(jobs))}?", yes)
+            ask(f"{doing} {counted(len(jobs))}?", yes)
         changed = change(target, named, len(jobs), verb, doing)
-        say(f"{_jobs(changed)} {done}")
+        say(f"{counted(changed)} {done}")
         if changed < len(jobs):
-            left = ", ".join(f"{job.id} is {job.state.label}" for job in jobs[:5])
-            say(f"{_jobs(len(jobs) - changed)} left as they were: {left}", err=True)
+            states = ", ".join(f"{job.id} is {job.state.label}" for job in jobs[:5])
+            left = len(jobs) - changed
+            say(f"{counted(left)} left as {'it was' if left == 1 else 'they were'}: {states}", err=True)
             click.get_current_context().exit(1)
         return jobs
-    if not every and msgspec.structs.replace(which, states=()) == Filter():
-        raise click.UsageError("name job ids, or a filter such as --queue or --task, or --all")
     total = count(target, which)
     if total:
-        ask(f"{doing} {_jobs(total)}?", yes)
-    say(f"{_jobs(change(target, which, total, verb, doing))} {done}")
+        ask(f"{doing} {counted(total)}?", yes)
+    say(f"{counted(change(target, which, total, verb, doing))} {done}")
     return []
 
 
 def ask(question: str, yes: bool) -> None:
-    """Go on only if the answer is yes; else end with 1."""
-    if not yes and not click.confirm(clean(question), err=True):
+    """Go on only if the answer is yes; else end with 1, or with 2 if there is nobody to give one."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(clean(question), err=True)
+    except click.Abort as abort:
+        # Click makes the same of ^C, which is an answer, and of an input that has ended.
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        say("\nnothing was changed: there is nobody to ask; say --yes to go on without a question", err=True)
+        click.get_current_context().exit(2)
+    if not agreed:
         say("nothing was changed", err=True)
         click.get_current_context().exit(1)
-
-
-def _jobs(number: int) -> str:
-    return f"{number:,} job" if number == 1 else f"{number:,} jobs"

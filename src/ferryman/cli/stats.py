@@ -102,17 +102,20 @@ def stats(
             json_line({**_key_fields(by, key), **_tally_fields(tally)})
         return
     columns = [Column(_TITLES[by], folds=by != "minute")]
-    columns += [Column(title, right=True) for title in ("Enqueued", "Succeeded", "Failed", "Dead")]
-    columns += [Column(title, right=True) for title in ("Wait p50", "p95", "p99", "Run p50", "p95", "p99")]
+    columns.append(Column("Enqueued", right=True, spared=2))
+    columns += [Column(title, right=True) for title in ("Succeeded", "Failed", "Dead")]
+    for time in ("Wait", "Run"):
+        columns += [Column(f"{time} p50", right=True), Column("p95", right=True, spared=4)]
+        columns.append(Column("p99", right=True, spared=3))
     if by == "minute":
-        columns.append(Column("Rate"))
+        columns.append(Column("Rate", spared=1))
         rows = _minute_rows([(minute, tally) for (minute,), tally in groups])
     else:
         rows = [[" / ".join(key), *_numbers(tally)] for key, tally in groups]
     for total in merge(chosen, lambda _: None).values():
         cells: list[Cell] = [("total", "bold"), *_numbers(total)]
         rows.append([*cells, ""] if by == "minute" else cells)
-    period = span(max(now - since, 0))
+    period = "minute" if now - since < _MINUTE else span(now - since)
     if found:
         empty = f"nothing was done in the last {period} that matches; see: ferryman stats --by queue"
     else:
@@ -175,7 +178,7 @@ def short(us: int | None) -> str:
         if us >= size:
             value = us / size
             return f"{round(value, 1 if value < 10 else None):g}{unit}"
-    return f"{us}µs" if us else "0ms"
+    return f"{us}µs" if us else "0µs"
 
 
 # -- for programs ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ __all__ = [
     "pass_target",
     "sqlite_file",
     "with_app",
+    "with_tasks",
 ]
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Target:
 
     def now(self) -> int:
         """The time by the store's clock, which its moments are to be held against."""
-        return self.run(self.store.time())
+        return self.run(self.existing.time())
 
     def close(self) -> None:
         """Let go of the store."""
@@ -147,14 +148,17 @@ def listing(command: F) -> F:
 
 
 def with_app(command: F) -> F:
-    """Gives a command ``--app``."""
-    return click.option(
-        "--app",
-        metavar="MODULE:ATTR",
-        expose_value=False,
-        callback=_set_app,
-        help="The app, so that arguments are checked against its tasks.",
-    )(command)
+    """Gives a command ``--app``, for what the app says of the store."""
+    return _app_option("The app, whose store, codec and blobs are used.")(command)
+
+
+def with_tasks(command: F) -> F:
+    """Gives a command ``--app``, for its tasks, too."""
+    return _app_option("The app, so that arguments are checked against its tasks.")(command)
+
+
+def _app_option(help: str) -> Callable[[F], F]:
+    return click.option("--app", metavar="MODULE:ATTR", expose_value=False, callback=_set_app, help=help)
 
 
 def _set_url(ctx: click.Context, _: click.Parameter, url: str | None) -> None:

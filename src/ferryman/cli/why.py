@@ -69,7 +69,7 @@ def _facts(target: Target, id: JobId) -> Facts:
                 id=record.info.id,
                 queues=record.info.queues,
                 tasks=record.info.tasks,
-                takes_jobs=record.status.state == "active",
+                state=record.status.state,
                 running=record.status.running,
                 concurrency=record.info.concurrency,
             )

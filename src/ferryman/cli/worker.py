@@ -29,7 +29,11 @@ __all__ = ["worker"]
 @click.option(
     "--shutdown-timeout", type=duration, help="How long running jobs may go on once it is told to stop."
 )
-@click.option("--reload", is_flag=True, help="Start anew when a source file changes; for development.")
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Start anew when a source file changes; for development. Needs ferryman[reload].",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
@@ -61,13 +65,12 @@ def worker(
     """
     from ferryman.worker.main import WorkerStart, run_worker
 
-    url = url or target.url
     names = None if queues is None else tuple(name.strip() for name in queues.split(",") if name.strip())
     if names == ():
         raise click.UsageError("--queues names no queue; leave it out to serve all")
     start = WorkerStart(
         target=app,
-        url=url,
+        url=target.url if url is None else url,
         queues=names,
         overrides={name: value for name, value in overrides.items() if value is not None},
         reload=reload,

@@ -48,15 +48,15 @@ def _show(target: Target) -> None:
             json_line(_fields(record, now))
         return
     columns = (
-        Column("Id", folds=True),
-        Column("Host", folds=True),
-        Column("Pid", right=True),
+        Column("Id"),
+        Column("Host", folds=True, spared=6),
+        Column("Pid", right=True, spared=5),
         Column("State"),
         Column("Load", right=True),
-        Column("Done", right=True),
-        Column("Failed", right=True),
-        Column("Seen"),
-        Column("Queues", folds=True),
+        Column("Done", right=True, spared=3),
+        Column("Failed", right=True, spared=2),
+        Column("Seen", spared=1),
+        Column("Queues", folds=True, spared=4),
     )
     table(
         columns,

@@ -26,6 +26,7 @@ Code = Literal[
     "not-served",
     "unknown-task",
     "workers-paused",
+    "workers-draining",
     "busy",
     "next",
 ]
@@ -49,8 +50,7 @@ class WorkerFact(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] | None
     """None: all."""
     tasks: tuple[str, ...]
-    takes_jobs: bool = True
-    """It is neither paused nor draining."""
+    state: Literal["active", "paused", "draining"] = "active"
     running: int = 0
     concurrency: int = 1
 
@@ -92,8 +92,10 @@ def why(facts: Facts) -> Reason:
     if job.state in FINISHED:
         return Reason("finished", _end(job, facts.now))
     if job.state is State.RUNNING:
-        since = f" since {span(facts.now - job.started_at)}" if job.started_at is not None else ""
-        return Reason("running", f"It is running{since} on worker {job.worker}, attempt {_attempt(job)}.")
+        time = f" for {span(facts.now - job.started_at)}" if job.started_at is not None else ""
+        return Reason(
+            "running", f"It has been running{time} on worker {job.worker}, attempt {_attempt(job)}."
+        )
     if job.deadline is not None and job.deadline <= facts.now:
         late = span(facts.now - job.deadline)
         return Reason(
@@ -220,14 +222,25 @@ def _for_a_worker(job: Job, facts: Facts) -> Reason:
             f"No living worker of its queue knows the task {job.task!r}; "
             "start one with an app that has it, or mend the task's name.",
         )
-    takers = [w for w in able if w.takes_jobs]
+    takers = [w for w in able if w.state == "active"]
     if not takers:
+        return _for_a_taker(able)
+    return _for_its_turn(job, facts.lanes, takers)
+
+
+def _for_a_taker(able: Sequence[WorkerFact]) -> Reason:
+    paused = [w for w in able if w.state == "paused"]
+    if paused:
         return Reason(
             "workers-paused",
-            f"The workers that could run it are paused or draining ({_listed(able)}); "
-            "resume one with: ferryman workers resume ID",
+            f"The workers that could run it are paused ({_listed(paused)}); "
+            f"resume one with: ferryman workers resume {paused[0].id}",
         )
-    return _for_its_turn(job, facts.lanes, takers)
+    return Reason(
+        "workers-draining",
+        f"The workers that could run it end when they have done what they run ({_listed(able)}); "
+        "start another with: ferryman worker app:app",
+    )
 
 
 def _for_its_turn(job: Job, lanes: Sequence[LaneFact], takers: Sequence[WorkerFact]) -> Reason:

@@ -110,6 +110,18 @@ def test_an_editor_that_changes_nothing_leaves_the_job_alone(
     assert result.stderr == "nothing was changed\n"
 
 
+def test_an_editor_that_fails_is_named_and_leaves_the_job_alone(
+    quay: Quay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = quay.dead_letter()
+    monkeypatch.setenv("EDITOR", "false")
+
+    result = quay.ferryman("dead", "edit", job)
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("ferryman: the editor cannot be used (false: ")
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "1"])
 def test_arguments_that_are_no_object_are_refused(quay: Quay, text: str) -> None:
     job = quay.dead_letter()

@@ -42,7 +42,7 @@ def test_ready_jobs_without_any_worker_are_a_problem(quay: Quay) -> None:
     result = quay.ferryman("doctor")
 
     assert result.exit_code == 1
-    assert "✗ workers: none is alive, and 1 jobs are ready" in result.stdout
+    assert "✗ workers: none is alive, and 1 job is ready" in result.stdout
     assert "→ start one: ferryman worker app:app" in result.stdout
 
 
@@ -50,7 +50,7 @@ def test_a_queue_that_no_worker_serves_is_a_problem(quay: Quay) -> None:
     quay.start_worker(queues=["email"])
     quay.enqueue(queue="reports")
 
-    assert findings(quay, "problem") == ["queues: no worker serves 'reports', which has 1 jobs ready"]
+    assert findings(quay, "problem") == ["queues: no worker serves 'reports', which has 1 job ready"]
 
 
 def test_a_task_that_no_worker_knows_is_a_problem(quay: Quay) -> None:
@@ -68,7 +68,7 @@ def test_paused_backlog_and_dead_letters_are_warnings(quay: Quay) -> None:
 
     warnings = findings(quay, "warning")
 
-    assert "queues: 'default' is paused, with 1 jobs ready" in warnings
+    assert "queues: 'default' is paused, with 1 job ready" in warnings
     assert "dead letters: 1, most often app.add: ValueError: boom" in warnings
     assert quay.ferryman("doctor").exit_code == 0
 
@@ -125,3 +125,20 @@ def test_programs_get_an_object_for_each_check(quay: Quay) -> None:
 )
 def test_a_file_lies_on_the_innermost_mount(folder: str, kind: str) -> None:
     assert file_system_of(Path(folder), MOUNTS) == kind
+
+
+def test_an_app_that_cannot_be_loaded_is_a_problem_of_its_own(quay: Quay) -> None:
+    result = quay.ferryman("doctor", "--app", "nowhere:app")
+
+    assert result.exit_code == 1
+    assert "✗ app: there is no module 'nowhere'" in result.stdout
+    assert "→ mend the module, or name another with --app" in result.stdout
+
+
+def test_what_lies_beside_the_file_counts_as_its_size(quay: Quay) -> None:
+    quay.app.close()
+    Path("jobs.db-wal").write_bytes(bytes(2 * 1024**2))
+
+    (found,) = [line for line in findings(quay, "ok") if line.startswith("file: ")]
+
+    assert found == "file: jobs.db, 2 MiB"

@@ -59,11 +59,20 @@ def test_arguments_can_be_one_json_object_or_come_from_a_pipe(quay: Quay) -> Non
         (("--args", "{"), "is no JSON"),
         (("--args", "1"), "must be a JSON object"),
         (("--args", "{}", "a=1"), "not both"),
-        (("1",), "name the arguments"),
+        (("1",), "name the arguments, as in a=1, or give --app"),
         (("--priority", "soon"), "priority 'soon' is none of low, normal"),
         (("--priority", "12"), "does not lie between -9 and 9"),
         (("--delay", "soon"), "is no duration"),
         (("--after", "f" * 31), "no job"),
+        (("--max-attempts", "0"), "--max-attempts"),
+        (("--max-attempts", "9" * 20), "--max-attempts"),
+        (("--delay", "9" * 20), "is no duration"),
+        (("--key", ""), "it is empty"),
+        (("--unique", ""), "it is empty"),
+        (("--tag", ""), "it is empty"),
+        (("--tenant", ""), "it is empty"),
+        (("a=1", "a=2"), "'a' is given twice"),
+        (("--wait-timeout", "1"), "--wait, which is not given"),
     ],
 )
 def test_a_wrong_call_stores_nothing(quay: Quay, arguments: tuple[str, ...], words: str) -> None:
@@ -96,6 +105,39 @@ def test_an_app_checks_the_arguments(quay: Quay) -> None:
     assert "did you mean 'app.add'?" in unknown.stderr
     job = quay.job(JobId(right.stdout.strip()))
     assert (job.queue, job.max_attempts) == ("sums", 7)
+
+
+def test_a_unique_key_goes_together_with_an_app(quay: Quay) -> None:
+    (quay.folder / "monthly.py").write_text(APP)
+    command = ("enqueue", "app.add", "a=1", "--app", "monthly:app", "--unique", "nightly")
+
+    first, again = quay.lines(*command)[0], quay.lines(*command)[0]
+
+    assert (first["duplicate"], again["duplicate"]) == (False, True)
+    assert first["id"] == again["id"]
+
+
+def test_a_task_that_runs_at_most_once_takes_no_number_of_attempts(quay: Quay) -> None:
+    (quay.folder / "careful.py").write_text(APP.replace('queue="sums"', "at_most_once=True"))
+
+    result = quay.ferryman("enqueue", "app.add", "a=1", "--app", "careful:app", "--max-attempts", "3")
+
+    assert result.exit_code == 2
+    assert "app.add runs at most once" in result.stderr
+    assert quay.states() == []
+
+
+@pytest.mark.parametrize("app", [(), ("--app", "patient:app")])
+def test_a_number_of_attempts_leaves_the_backoff_to_the_task(quay: Quay, app: tuple[str, ...]) -> None:
+    policy = "retry=Retry(backoff=lambda attempt: 60.0, give_up_on=(KeyError,))"
+    code = APP.replace('queue="sums"', policy)
+    (quay.folder / "patient.py").write_text(f"from ferryman import Retry\n{code}")
+
+    made = quay.ferryman("enqueue", "app.add", "a=1", "--max-attempts", "3", *app).stdout.strip()
+
+    job = quay.job(JobId(made))
+    assert job.max_attempts == 3
+    assert job.options is None
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,23 @@ def test_a_list_longer_than_a_page_is_whole(quay: Quay) -> None:
     assert [job["id"] for job in listed] == [job.id for job in reversed(jobs)][:1_100]
 
 
+@pytest.mark.parametrize("listing", ["jobs", "dead"])
+@pytest.mark.parametrize("limit", ["-1", "0", "many"])
+def test_a_list_of_less_than_one_is_refused(quay: Quay, listing: str, limit: str) -> None:
+    result = quay.ferryman(listing, "list", "--limit", limit)
+
+    assert result.exit_code == 2
+    assert "--limit" in result.stderr
+
+
+@pytest.mark.parametrize("listing", ["jobs", "dead"])
+def test_limits_and_times_beyond_all_jobs_mean_all_jobs(quay: Quay, listing: str) -> None:
+    job = quay.dead_letter()
+    beyond = ["--limit", "9" * 20, "--since", "36500d"]
+
+    assert [each["id"] for each in quay.lines(listing, "list", *beyond)] == [job]
+
+
 def test_no_match_is_no_error(quay: Quay) -> None:
     result = quay.ferryman("jobs", "list", "--queue", "nothing")
 
@@ -149,6 +166,7 @@ def test_an_id_may_be_shortened_while_it_tells_jobs_apart(quay: Quay) -> None:
     result = quay.ferryman("jobs", "show", job[:14])
     assert result.exit_code == 2
     assert "too short to tell jobs apart" in result.stderr
+    assert all(twin in result.stderr.replace("\n", " ") for twin in twins)
 
 
 def test_a_shortened_id_is_found_among_many_of_other_times(quay: Quay) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from ferryman.app import App
 from ferryman.job import State
 from ferryman.store.records import Filter
@@ -71,7 +73,7 @@ def test_a_backup_is_restored_into_another_store(quay: Quay) -> None:
     assert saved.exit_code == 0, saved.stderr
     assert "2 jobs in jobs.ferry" in saved.stdout
     assert restored.exit_code == 0, restored.stderr
-    assert "2 of 2 jobs were new" in restored.stdout
+    assert "new of 2 jobs: 2; " in restored.stdout
     assert sorted(states_in("sqlite:///new.db")) == [State.READY, State.DEAD]
 
 
@@ -84,6 +86,16 @@ def test_a_backup_replaces_a_file_only_if_told_so(quay: Quay) -> None:
     assert refused.exit_code == 2
     assert "--force" in refused.stderr
     assert (replaced["jobs"], replaced["ready"]) == (0, 0)
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+@pytest.mark.parametrize("name", ["", "-"])
+def test_a_backup_has_a_name(quay: Quay, command: str, name: str) -> None:
+    result = quay.ferryman(command, "--", name)
+
+    assert result.exit_code == 2
+    assert f"{name!r} is no name of a file" in result.stderr
+    assert not Path("-").exists()
 
 
 def test_restore_into_a_store_with_jobs_has_to_be_meant(quay: Quay) -> None:

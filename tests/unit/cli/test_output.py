@@ -43,6 +43,49 @@ def test_a_table_at_a_terminal_folds_what_does_not_fit(monkeypatch: pytest.Monke
     assert all(len(line) <= 40 for line in shown.splitlines())
 
 
+def test_a_narrow_terminal_is_told_what_it_does_not_show(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = (Column("Id"), Column("Prio", spared=2), Column("Queue", spared=1), Column("Task"))
+    screen = narrow_screen(monkeypatch)
+
+    table(columns, [("i" * 8, "0", "q" * 8, "app.add")], "none")
+
+    assert click.unstyle(screen.getvalue()).split() == ["Id", "Task", "─" * 17, "i" * 8, "app.add"]
+    assert capsys.readouterr().err.startswith("no room for Prio, Queue; ")
+
+
+def test_what_cannot_be_spared_is_wrapped_by_the_terminal_and_never_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = (Column("Id"), Column("Prio", spared=1), Column("Task"))
+    screen = narrow_screen(monkeypatch)
+
+    table(columns, [("i" * 32, "0", "app.add")], "none")
+
+    assert screen.getvalue().split() == ["ID", "PRIO", "TASK", "i" * 32, "0", "app.add"]
+
+
+def narrow_screen(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of twenty columns in the place of standard output."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    return screen
+
+
+def test_wide_letters_take_their_place_in_a_plain_table(capsys: pytest.CaptureFixture[str]) -> None:
+    table(COLUMNS, [("日本語", "1"), ("email", "2"), ("e\u0301cole", "3")], "none")
+
+    assert capsys.readouterr().out.splitlines() == [
+        "QUEUE   READY",
+        "日本語      1",
+        "email       2",
+        "e\u0301cole       3",
+    ]
+
+
 def test_an_empty_table_says_what_that_means_beside_the_output(capsys: pytest.CaptureFixture[str]) -> None:
     table(COLUMNS, [], "no queues yet")
 

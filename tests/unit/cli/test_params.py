@@ -20,7 +20,9 @@ def test_a_duration_is_seconds_or_has_units(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "x", "10 m", "10y", "-5", "inf", "nan", "m10"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "10 m", "10y", "-5", "inf", "nan", "m10", "1e300", "9999999999999d"]
+)
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write 30, 90s, 10m"):
         duration(text)
@@ -39,9 +41,15 @@ def test_a_moment_in_iso_keeps_its_zone() -> None:
     assert moment("2023-11-14T23:13:20+01:00") == 1_700_000_000_000
 
 
-def test_what_is_no_moment_is_refused_with_examples() -> None:
+@pytest.mark.parametrize("text", ["yesterday", "9999999999999d", "1e300"])
+def test_what_is_no_moment_is_refused_with_examples(text: str) -> None:
     with pytest.raises(click.BadParameter, match="write how long ago"):
-        moment("yesterday")
+        moment(text)
+
+
+@pytest.mark.parametrize("text", ["36500d", "1900-01-01", "0001-01-01T00:00+00:00"])
+def test_a_moment_before_all_jobs_is_the_beginning(text: str) -> None:
+    assert moment(text) == 0
 
 
 def test_a_state_is_known_by_its_name() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from ferryman.cli.root import root
 
@@ -98,6 +99,8 @@ def test_a_mistyped_command_is_answered_with_the_nearest(quay: Quay) -> None:
         (("queues", "--url", "oracle://localhost"), 2, "is none that Ferryman knows"),
         (("jobs", "show", "0" * 32), 4, "has no job"),
         (("jobs", "list", "--state", "failed"), 2, "the states are"),
+        (("bench", "--seconds", "nan"), 2, "is no duration"),
+        (("bench", "--seconds", "0.01"), 2, "is too short"),
     ],
 )
 def test_errors_are_one_line_and_a_code(quay: Quay, args: tuple[str, ...], code: int, words: str) -> None:
@@ -109,10 +112,58 @@ def test_errors_are_one_line_and_a_code(quay: Quay, args: tuple[str, ...], code:
     assert result.stdout == ""
 
 
-def test_looking_at_a_store_that_is_not_there_does_not_make_it(quay: Quay) -> None:
-    quay.ferryman("queues", "--url", "sqlite:///nowhere.db")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "queues",
+        "stats",
+        "jobs list",
+        "jobs show 0192f3c4a1b2",
+        "jobs cancel --all --yes",
+        "jobs retry --all --yes",
+        "jobs delete --all --yes",
+        "jobs wait 0192f3c4a1b2",
+        "dead list",
+        "dead causes",
+        "dead show 0192f3c4a1b2",
+        "dead replay --all --yes",
+        "dead purge --all --yes",
+        "dead edit 0192f3c4a1b2",
+        "workers",
+        "workers pause --all",
+        "workers stop --all",
+        "why 0192f3c4a1b2",
+        "pause email",
+        "resume email",
+        "purge email",
+        "backup jobs.ferry",
+        "move sqlite:///ferryman.db sqlite:///other.db --yes",
+    ],
+)
+def test_a_command_that_finds_no_store_makes_none(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FERRYMAN_URL", raising=False)
 
-    assert not Path("nowhere.db").exists()
+    result = CliRunner().invoke(root, command.split(), prog_name="ferryman")
+
+    assert result.exit_code == 3
+    assert "there is no store at ferryman.db" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["doctor", "migrate", "migrate --sql", "completion bash", "--help"])
+def test_a_command_that_needs_no_store_makes_none(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FERRYMAN_URL", raising=False)
+
+    result = CliRunner().invoke(root, command.split(), prog_name="ferryman")
+
+    assert result.exit_code == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_store_ends_with_three(quay: Quay) -> None:
@@ -153,6 +204,78 @@ def test_a_reader_that_goes_away_is_no_error(quay: Quay) -> None:
 
     assert json.loads(first)["task"] == "app.add"
     assert complaints == b""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_done_without(quay: Quay, stream: str) -> None:
+    quay.enqueue()
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$@" {stream}', "sh", *PROGRAM, "jobs", "list"], capture_output=True, check=False
+    )
+
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
+def test_an_output_that_is_full_is_told_in_one_line(quay: Quay) -> None:
+    quay.enqueue()
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*PROGRAM, "queues"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("ferryman: ")
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_letters_that_the_output_lacks_are_written_by_their_numbers(quay: Quay) -> None:
+    quay.enqueue(queue="日")
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+
+    def shown(*command: str) -> bytes:
+        return subprocess.run([*PROGRAM, *command], env=environment, capture_output=True, check=True).stdout
+
+    assert b"\\u65e5" in shown("queues")
+    assert json.loads(shown("queues", "--json"))["queue"] == "日"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("enqueue", "\udcff"),
+        ("enqueue", "app.add", "a=\udcff"),
+        ("pause", "\udcff"),
+        ("jobs", "list", "--queue", "\udcff"),
+        ("dead", "list", "--cause", "\udcff\udcfe"),
+        ("\udcff",),
+    ],
+)
+def test_arguments_that_are_no_text_are_refused(quay: Quay, command: tuple[str, ...]) -> None:
+    result = quay.ferryman(*command)
+
+    assert result.exit_code == 2
+    assert r"\udcff" in result.stderr
+    assert "is no text" in result.stderr
+
+
+def test_an_interrupt_before_the_command_is_quiet() -> None:
+    script = (
+        "import sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'ferryman.cli.root': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from ferryman.cli import main\nmain()"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 130
+    assert done.stderr == "\n"
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -175,7 +298,7 @@ def test_an_interrupt_at_a_question_is_quiet_and_changes_nothing(quay: Quay) -> 
         _interrupt(process)
         rest = process.stderr.read()
 
-    assert question.startswith(b"Delete 1 jobs of queue 'default' for good?")
+    assert question.startswith(b"Delete 1 job of queue 'default' for good?")
     assert b"Traceback" not in rest
     assert process.returncode == 130
     assert len(quay.states()) == 1
@@ -206,6 +329,34 @@ def test_tables_fit_a_terminal_of_a_hundred_columns(quay: Quay, command: list[st
     plain = [click.unstyle(line) for line in lines]
     assert all(len(line) <= 100 for line in plain)
     assert re.match(r"^ ?[A-Z]", plain[0])
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["queues"], ["Queue", "Ready", "Running", "Dead", "Oldest", "Workers", "reports"]),
+        (["jobs", "list"], ["Id", "State", "Task", "app.add"]),
+        (["dead", "list"], ["Id", "Task", "Cause", "app.add"]),
+        (["dead", "causes"], ["Count", "Task", "Cause", "app.add"]),
+        (["workers"], ["Id", "State", "Load", "dock-20855-2c9498"]),
+        (["stats"], ["Queue / task", "Succeeded", "Failed", "Dead", "Wait p50", "Run p50"]),
+        (["stats", "--by", "minute"], ["Minute", "Succeeded", "Failed", "Dead", "Wait p50", "Run p50"]),
+    ],
+)
+def test_a_narrow_terminal_shows_whole_columns_and_the_names_among_them(
+    quay: Quay, command: list[str], kept: list[str], columns: int
+) -> None:
+    quay.dead_letter()
+    for queue in ("default", "email", "reports"):
+        quay.enqueue(queue=queue)
+    quay.start_worker("dock-20855-2c9498")
+
+    lines = [click.unstyle(line) for line in _at_a_terminal([*PROGRAM, *command], columns)]
+
+    assert all(len(line) <= columns for line in lines)
+    assert [word for word in kept if not any(word in line for line in lines)] == []
+    assert {len(line) for line in lines[2:]} <= {len(lines[1])}
 
 
 def _at_a_terminal(command: list[str], columns: int) -> list[str]:

@@ -79,7 +79,7 @@ def test_a_bar_is_never_longer_than_its_width_and_shows_anything_at_all() -> Non
     ("us", "text"),
     [
         (None, "-"),
-        (0, "0ms"),
+        (0, "0µs"),
         (850, "850µs"),
         (1_151, "1.2ms"),
         (9_970, "10ms"),
@@ -94,6 +94,12 @@ def test_a_bar_is_never_longer_than_its_width_and_shows_anything_at_all() -> Non
 def test_a_duration_takes_five_columns(us: int | None, text: str) -> None:
     assert short(us) == text
     assert len(text) <= 5
+
+
+def test_no_time_is_shorter_than_the_minute_that_is_looked_at(quay: Quay) -> None:
+    told = quay.ferryman("stats", "--since", "0").stderr
+
+    assert told.startswith("nothing was enqueued or ended in the last minute; ")
 
 
 @contextmanager

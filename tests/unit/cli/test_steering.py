@@ -74,7 +74,54 @@ def test_a_job_that_cannot_be_changed_is_named(quay: Quay) -> None:
     result = quay.ferryman("jobs", "retry", job)
 
     assert result.exit_code == 1
-    assert f"1 job left as they were: {job} is ready" in result.stderr
+    assert f"1 job left as it was: {job} is ready" in result.stderr
+
+
+@pytest.mark.parametrize("verb", [("jobs", "cancel"), ("jobs", "retry"), ("jobs", "delete"), ("dead", "replay"), ("dead", "purge")])  # fmt: skip
+@pytest.mark.parametrize("more", [("--queue", "email"), ("--task", "app.add"), ("--tag", "vip"), ("--since", "1d"), ("--all",)])  # fmt: skip
+def test_ids_and_filters_together_are_refused(
+    quay: Quay, verb: tuple[str, str], more: tuple[str, ...]
+) -> None:
+    job = quay.dead_letter()
+
+    result = quay.ferryman(*verb, job, *more, "--yes")
+
+    assert result.exit_code == 2
+    assert "not both" in result.stderr
+    assert quay.states() == [State.DEAD]
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "words"),
+    [
+        ("cancel", "dead", "jobs that are dead cannot be cancelled; --state takes waiting, "),
+        ("retry", "ready", "jobs that are ready cannot be run again; --state takes dead, "),
+        ("delete", "running", "jobs that are running cannot be deleted"),
+    ],
+)
+def test_a_state_in_which_nothing_can_be_done_is_refused(
+    quay: Quay, verb: str, state: str, words: str
+) -> None:
+    quay.dead_letter()
+
+    result = quay.ferryman("jobs", verb, "--state", state, "--yes")
+
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert quay.states() == [State.DEAD]
+
+
+@pytest.mark.parametrize("command", [("purge", "default"), ("jobs", "cancel", "--all"), ("jobs", "delete", "--all")])  # fmt: skip
+def test_a_question_that_nobody_hears_names_the_option_that_answers_it(
+    quay: Quay, command: tuple[str, ...]
+) -> None:
+    quay.enqueue()
+
+    result = quay.ferryman(*command, input="")
+
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("nothing was changed: there is nobody to ask; say --yes")
+    assert quay.states() == [State.READY]
 
 
 def test_finished_jobs_run_again_when_they_are_retried(quay: Quay) -> None:
@@ -108,7 +155,7 @@ def test_a_running_job_is_not_deleted(quay: Quay) -> None:
     result = quay.ferryman("jobs", "delete", job, "--yes")
 
     assert result.exit_code == 1
-    assert f"{job} is running" in result.stderr
+    assert f"1 job left as it was: {job} is running" in result.stderr
 
 
 def test_an_unknown_job_stops_the_command_before_anything_is_done(quay: Quay) -> None:
@@ -149,6 +196,26 @@ def test_a_queue_is_paused_and_resumed(quay: Quay) -> None:
     assert [queue["paused"] for queue in quay.lines("queues")] == [True, True]
     assert quay.ferryman("resume", "email").exit_code == 0
     assert [queue["paused"] for queue in quay.lines("queues")] == [False, True]
+
+
+def test_a_queue_that_is_paused_before_its_first_job_is_asked_about(quay: Quay) -> None:
+    quay.enqueue(queue="email")
+
+    known, mistyped = quay.ferryman("pause", "email"), quay.ferryman("pause", "emial")
+
+    assert known.stderr == ""
+    assert mistyped.exit_code == 0
+    assert "there is no queue 'emial' yet" in mistyped.stderr
+    assert "did you mean 'email'?" in mistyped.stderr
+
+
+@pytest.mark.parametrize("name", ["", "q" * 201])
+def test_a_queue_that_cannot_be_is_not_paused(quay: Quay, name: str) -> None:
+    result = quay.ferryman("pause", name)
+
+    assert result.exit_code == 2
+    assert "1 to 200 characters" in result.stderr
+    assert quay.lines("queues") == []
 
 
 @pytest.mark.parametrize("command", [("resume",), ("purge", "--yes")])

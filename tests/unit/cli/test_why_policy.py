@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Job, dict[str, Any], str, str]] = {
         job(State.RUNNING, worker=W1, started_at=NOW - 90_000, attempt=2),
         {},
         "running",
-        "running since 1m 30s on worker w1, attempt 2 of 4",
+        "has been running for 1m 30s on worker w1, attempt 2 of 4",
     ),
     "delayed": (job(State.SCHEDULED, run_at=NOW + 600_000), {}, "delayed", "may run in 10m"),
     "failed, another attempt to come": (
@@ -155,9 +155,15 @@ CASES: dict[str, tuple[Job, dict[str, Any], str, str]] = {
     ),
     "the workers are paused": (
         READY,
-        {"workers": [worker(takes_jobs=False)]},
+        {"workers": [worker(state="paused"), worker(state="draining")]},
         "workers-paused",
-        "paused or draining (w1)",
+        "paused (w1); resume one with: ferryman workers resume w1",
+    ),
+    "the workers are about to end": (
+        READY,
+        {"workers": [worker(state="draining")]},
+        "workers-draining",
+        "end when they have done what they run (w1); start another",
     ),
     "others are before it": (
         READY,

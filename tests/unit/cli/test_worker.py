@@ -50,12 +50,15 @@ def test_a_worker_stops_when_the_command_line_says_so(quay: Quay, at_work: subpr
     ("arguments", "words"),
     [
         (("nowhere:app",), "ferryman: there is no module 'nowhere'"),
+        (("mill:app", "--url", ""), "ferryman: the store URL ''"),
         (("mill:app", "--queues", ","), "--queues names no queue"),
         (("mill:app", "--concurrency", "0"), "--concurrency"),
         ((), "MODULE:ATTR"),
     ],
 )
 def test_a_worker_that_cannot_start_says_why(quay: Quay, arguments: tuple[str, ...], words: str) -> None:
+    (quay.folder / "mill.py").write_text(APP)
+
     done = subprocess.run(
         [*PROGRAM, "worker", *arguments], capture_output=True, text=True, check=False, cwd=quay.folder
     )

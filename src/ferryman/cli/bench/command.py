@@ -19,11 +19,13 @@ from ferryman.cli.bench.figures import NAMES, Extent, Figure, target_of
 from ferryman.cli.bench.ground import Ground, open_ground
 from ferryman.cli.bench.servers import Server
 from ferryman.cli.output import Cell, Column, json_line, say, table, warn
+from ferryman.cli.params import duration
 from ferryman.cli.target import Target, pass_target
 
 __all__ = ["bench"]
 
 
+_LEAST_SECONDS = 0.05
 _MOST_JOBS = 400_000
 """Workers with the default settings delete finished jobs beyond half a million, and then none could be counted."""
 
@@ -75,6 +77,15 @@ _MEASURES = (
 )
 
 
+def _long_enough(text: str) -> float:
+    seconds = duration(text)
+    if seconds < _LEAST_SECONDS:
+        raise click.BadParameter(
+            f"{text} is too short a time to measure in; give {_LEAST_SECONDS} s at least"
+        )
+    return seconds
+
+
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[NAME]...")
 @click.option(
@@ -100,7 +111,8 @@ _MEASURES = (
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.05),
+    type=_long_enough,
+    metavar="DURATION",
     default=Extent().seconds,
     show_default=True,
     help="For how long each rate is taken.",

@@ -33,7 +33,7 @@ from ferryman.store.open import open_store
 from ferryman.store.port import Guest, Store
 from ferryman.store.records import Enqueued, Filter, LaneCounts, Overflow, QueueRecord, QueueSettings
 from ferryman.task import Call, Task, TaskOptions
-from ferryman.values import shown
+from ferryman.values import reason_text, shown
 
 if TYPE_CHECKING:
     import uuid
@@ -375,7 +375,7 @@ class App:
 
     def _cancel(self, which: Filter, reason: str | None) -> Procedure[int]:
         total = 0
-        while count := (yield self.store.cancel(which, _AT_ONCE, reason)):
+        while count := (yield self.store.cancel(which, _AT_ONCE, reason_text(reason))):
             total += count
         return total
 

@@ -22,7 +22,7 @@ from ferryman.io.operation import Procedure, Wait
 from ferryman.job import FINISHED, Job, JobId, State, as_job_id
 from ferryman.payload import is_reference
 from ferryman.store.records import Filter
-from ferryman.values import SECONDS, taken
+from ferryman.values import SECONDS, reason_text, taken
 
 if TYPE_CHECKING:
     import datetime
@@ -111,7 +111,8 @@ class JobHandle(Generic[R]):
 
     def _cancel(self, reason: str | None) -> Procedure[bool]:
         yield from self._record()
-        changed: int = yield self._app.store.cancel(Filter(ids=(self.id,)), 1, reason)
+        which = Filter(ids=(self.id,))
+        changed: int = yield self._app.store.cancel(which, 1, reason_text(reason))
         return changed > 0
 
     def _replay(self) -> Procedure[bool]:

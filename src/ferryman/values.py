@@ -20,6 +20,7 @@ from ferryman.errors import InvalidValue
 
 __all__ = [
     "FLAG",
+    "MAX_MESSAGE",
     "NUMBER",
     "SECONDS",
     "TEXT",
@@ -29,9 +30,15 @@ __all__ = [
     "did_you_mean",
     "listed",
     "one_of",
+    "plain_text",
+    "reason_text",
     "shown",
     "taken",
 ]
+
+
+MAX_MESSAGE = 2_000
+"""Characters of an error's message, or of a reason, that are kept."""
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -62,6 +69,27 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(wrong, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+
+
+def plain_text(value: Any, limit: int) -> str:
+    """Any value as a text that every store takes, of so many characters at most."""
+    try:
+        text = str(value)
+    except Exception as error:
+        text = f"<{type(value).__qualname__} whose text raises {type(error).__qualname__}>"
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    if "\0" in text:
+        text = text.replace("\0", "\\0")
+    if not text.isascii():
+        # Lone surrogates, as in undecodable file names, have no encoding.
+        text = text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def reason_text(reason: Any) -> str | None:
+    """A reason that somebody gives, as it is kept."""
+    return None if reason is None else plain_text(reason, MAX_MESSAGE)
 
 
 def listed(value: Any) -> tuple[Any, ...]:

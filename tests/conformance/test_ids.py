@@ -1,4 +1,4 @@
-"""How jobs are named by people: what can be no id is found on no store, and whatever can is found on all."""
+"""What people say of jobs: what can be no id is found on no store, and whatever can is found on all; reasons are kept."""
 
 from __future__ import annotations
 
@@ -67,3 +67,16 @@ def test_a_parent_can_be_named_by_its_id(app: Ferryman) -> None:
     child = work.options(after=[first.id.upper()]).enqueue()
 
     assert child.status() is State.WAITING
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_any_reason_for_a_cancel_is_kept_as_text(app: Ferryman, bulk: bool) -> None:
+    work = app.task(name="work")(lambda: None)
+    job = work.enqueue()
+    reason = "a NUL \0, half a letter \ud800" + "!" * 3_000
+
+    app.cancel(Filter(ids=(job.id,)), reason) if bulk else job.cancel(reason)
+
+    kept = job.record().reason or ""
+    assert kept.startswith("a NUL \\0, half a letter \\ud800!!!")
+    assert len(kept) < 2_010

@@ -17,6 +17,7 @@ from ferryman.errors import PayloadError
 from ferryman.job import Cancel, Fail, Outcome, OutcomeKind, RetryIn, Signal, Snooze
 from ferryman.options import Overrides
 from ferryman.policy.retry import Retry
+from ferryman.values import plain_text
 from ferryman.worker.judge import (
     Stop,
     describe,
@@ -25,7 +26,6 @@ from ferryman.worker.judge import (
     judge_undecodable,
     judge_unknown,
     judge_value,
-    plain_text,
 )
 from ferryman.worker.runnable import Runnable
 

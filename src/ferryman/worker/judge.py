@@ -22,6 +22,7 @@ from ferryman.errors import PayloadError
 from ferryman.job import Cancel, Claim, ErrorInfo, Fail, Outcome, OutcomeKind, RetryIn, Signal, Snooze
 from ferryman.options import Overrides
 from ferryman.policy.retry import Retry, backoff_delay, is_fatal, retry_after
+from ferryman.values import MAX_MESSAGE, plain_text, reason_text
 from ferryman.worker.runnable import Runnable
 
 __all__ = [
@@ -35,10 +36,8 @@ __all__ = [
     "judge_undecodable",
     "judge_unknown",
     "judge_value",
-    "plain_text",
 ]
 
-MAX_MESSAGE = 2_000
 MAX_TRACEBACK = 16_000
 PUT_OFF_MS = 5_000
 """Until a job is tried again that could not be started for a reason that is not its own."""
@@ -122,7 +121,7 @@ def judge_completed(
 
 def judge_cancelled(claim: Claim, reason: str | None, ran_us: int = 0) -> Outcome:
     """The outcome of a job that was cancelled by people."""
-    return Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, ran_us, reason=_reason(reason))
+    return Outcome(claim.id, claim.lease, OutcomeKind.CANCELLED, ran_us, reason=reason_text(reason))
 
 
 def judge_undecodable(claim: Claim, error: BaseException) -> Outcome:
@@ -170,9 +169,9 @@ def _obey(claim: Claim, signal: Signal, ran_us: int) -> Outcome:
     match signal:
         case Snooze():
             delay = _milliseconds(signal.delay)
-            return make(OutcomeKind.SNOOZED, delay=delay, reason=_reason(signal.reason))
+            return make(OutcomeKind.SNOOZED, delay=delay, reason=reason_text(signal.reason))
         case Cancel():
-            return make(OutcomeKind.CANCELLED, reason=_reason(signal.reason))
+            return make(OutcomeKind.CANCELLED, reason=reason_text(signal.reason))
         case RetryIn():
             delay = _milliseconds(signal.delay)
             return make(OutcomeKind.RETRY, delay=delay, error=describe(signal, "RetryIn", signal.reason))
@@ -226,10 +225,6 @@ def _milliseconds(seconds: float) -> int:
     return max(0, millis(min(seconds, CENTURY)))
 
 
-def _reason(reason: Any) -> str | None:
-    return None if reason is None else plain_text(reason, MAX_MESSAGE)
-
-
 # -- exceptions as text ----------------------------------------------------------------------------
 
 
@@ -240,22 +235,6 @@ def describe(error: BaseException, name: str | None = None, message: Any = None)
         plain_text(error if message is None else message, MAX_MESSAGE),
         _traceback(error),
     )
-
-
-def plain_text(value: Any, limit: int) -> str:
-    """Any value as text that every store takes, of so many characters at most."""
-    try:
-        text = str(value)
-    except Exception as error:
-        text = f"<{type(value).__qualname__} whose text raises {type(error).__qualname__}>"
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    if "\0" in text:
-        text = text.replace("\0", "\\0")
-    if not text.isascii():
-        # Lone surrogates, as in undecodable file names, have no encoding.
-        text = text.encode("utf-8", "backslashreplace").decode()
-    return text
 
 
 def _type_name(kind: type[BaseException]) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 from ferryman.errors import PayloadError
 from ferryman.job import JobId, Outcome, OutcomeKind
 from ferryman.store.records import JobNote
+from ferryman.values import plain_text
 from ferryman.worker.bell import Bell
 from ferryman.worker.frames import FrameError, Kind, encode_batch, encode_frame
-from ferryman.worker.judge import describe, plain_text
+from ferryman.worker.judge import describe
 
 __all__ = ["Outbox"]
 

@@ -20,6 +20,9 @@ log = logging.getLogger("ferryman.worker")
 _RELIEF = 2
 """Executors started beyond the usual number, at most, while all others are stalled."""
 
+_RELIEF_AFTER = 0.3
+"""Seconds for which all must have been stalled: many an ``async def`` task blocks its loop for a moment."""
+
 _RELIEF_IDLE = 10.0
 """Seconds without a job after which a relief executor is let go."""
 
@@ -36,6 +39,8 @@ class Crew:
         self.members: list[Member] = []
         self.facts: dict[str, TaskFacts] = {}
         self._hire_at = 0.0
+        self._held_since: float | None = None
+        """Since when all executors are stalled."""
         self.resize()
 
     def resize(self) -> None:
@@ -195,10 +200,13 @@ class Crew:
         """Keep one executor that answers: start another when all are stalled, let it go when it is not needed."""
         ready = [member for member in self.members if not member.retiring]
         if ready and all(member.ready and member.stalled for member in ready):
-            if len(ready) < self.size + _RELIEF and now >= self._hire_at:
+            self._held_since = now if self._held_since is None else self._held_since
+            may_hire = now >= max(self._hire_at, self._held_since + _RELIEF_AFTER)
+            if len(ready) < self.size + _RELIEF and may_hire:
                 log.info("all executors are held by tasks that compute; starting another one")
                 self._try_to_hire(1, relief=True)
             return
+        self._held_since = None
         for member in ready:
             idle = member.ready and not member.jobs and now - member.idle_since > _RELIEF_IDLE
             if member.relief and idle and sum(not other.stalled for other in ready) > 1:

@@ -290,9 +290,11 @@ class Desk:
         return True
 
     def await_retry(self, give_up: float) -> bool:
-        """Wait until the store may be asked again, if it did not answer. False if it is later than `give_up`."""
-        now = time.monotonic()
-        time.sleep(max(0.0, min(self.retry_at, give_up) - now))
+        """Wait until there is something to say that the store may take. False if it is later than `give_up`."""
+        now, again = time.monotonic(), self.retry_at
+        if not self.unsaid.next_without_notes().outcomes:
+            again = max(again, self._quiet_until)
+        time.sleep(max(0.0, min(again, give_up) - now))
         return now <= give_up
 
     def _plan(self, room: int) -> list[Take]:

@@ -84,9 +84,9 @@ def test_a_first_place_that_takes_nothing_does_not_become_the_stores_place(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     def enqueue(url: str) -> str:
-        app = _app(tmp_path, url)
-        app.task(name="size")(len)
-        return app.enqueue("size", os.urandom(LARGE)).id
+        with contextlib.closing(_app(tmp_path, url)) as app:
+            app.task(name="size")(len)
+            return app.enqueue("size", os.urandom(LARGE)).id
 
     with monkeypatch.context() as patch:
         if wrong == "no boto3":

@@ -397,8 +397,7 @@ class Supervisor:
             self._deadline = min(self._deadline, time.monotonic() + patience)
             log.info("stopping within %g s", max(0.0, self._deadline - time.monotonic()))
             return
-        until = "as long as they take" if patience == math.inf else f"{patience:g} s at most"
-        log.info("stopping: jobs that run (%d) have %s", self.crew.running(), until)
+        log.info("stopping%s", _last_jobs(self.crew.running(), patience))
         self.phase = Phase.DRAINING
         self._deadline = time.monotonic() + patience
         self._conclude(self.suspects.give_back())
@@ -477,3 +476,10 @@ class Supervisor:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _last_jobs(count: int, patience: float) -> str:
+    if not count:
+        return ""
+    time_left = "as long as it takes" if patience == math.inf else f"{patience:g} s at most"
+    return f": {_counted(count, 'job')} {'runs' if count == 1 else 'run'} on, for {time_left}"

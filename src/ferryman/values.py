@@ -27,6 +27,7 @@ __all__ = [
     "TEXTS",
     "WHOLE",
     "Kind",
+    "counted",
     "did_you_mean",
     "listed",
     "one_of",
@@ -90,6 +91,11 @@ def plain_text(value: Any, limit: int) -> str:
 def reason_text(reason: Any) -> str | None:
     """A reason that somebody gives, as it is kept."""
     return None if reason is None else plain_text(reason, MAX_MESSAGE)
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """A number of things, in words that agree with it."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(value: Any) -> tuple[Any, ...]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from ferryman.cli.output import Column, counted, json_line, number, say, state_cell, table, warn
+from ferryman.cli.output import Column, json_line, number, say, state_cell, table, warn
 from ferryman.cli.selection import ask
 from ferryman.cli.target import Target, listing, pass_target
 from ferryman.cli.watching import watching
 from ferryman.errors import ConfigError
 from ferryman.job import State
+from ferryman.values import counted
 
 __all__ = ["backup", "restore"]
 

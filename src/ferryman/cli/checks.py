@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ferryman.cli.output import counted
 from ferryman.cli.target import Target, sqlite_file
 from ferryman.cli.workers import alive, state_of
 from ferryman.clock import SystemClock
@@ -19,6 +18,7 @@ from ferryman.errors import AppNotFound, FerrymanError
 from ferryman.job import Job, State
 from ferryman.policy.why import span
 from ferryman.store.records import Filter, LaneCounts, WorkerRecord
+from ferryman.values import counted
 
 __all__ = ["Check", "examine", "file_system_of"]
 

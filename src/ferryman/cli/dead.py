@@ -21,7 +21,7 @@ from ferryman.cli.output import (
     table,
     value_text,
 )
-from ferryman.cli.params import filter_of, filters
+from ferryman.cli.params import filter_of, filters, newest_first
 from ferryman.cli.selection import change_selected, fetch, newest, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app, with_tasks
 from ferryman.errors import BadArguments, ConfigError, JobNotFound
@@ -41,13 +41,7 @@ def dead() -> None:
 
 @dead.command(name="list")
 @filters(states=False)
-@click.option(
-    "--limit",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="How many to show, the newest first.",
-)
+@newest_first
 @listing
 @pass_target
 def list_dead(target: Target, /, limit: int, **options: Any) -> None:

@@ -22,7 +22,7 @@ from ferryman.cli.output import (
     value_text,
     when,
 )
-from ferryman.cli.params import duration, filter_of, filters
+from ferryman.cli.params import duration, filter_of, filters, newest_first
 from ferryman.cli.selection import change_selected, fetch, newest, resolve
 from ferryman.cli.target import Target, listing, on_store, pass_target, with_app
 from ferryman.job import State
@@ -56,13 +56,7 @@ def jobs() -> None:
 
 @jobs.command(name="list")
 @filters(states=True)
-@click.option(
-    "--limit",
-    type=click.IntRange(1),
-    default=50,
-    show_default=True,
-    help="How many to show, the newest first.",
-)
+@newest_first
 @listing
 @pass_target
 def list_jobs(target: Target, /, limit: int, **options: Any) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import click
 
-from ferryman.cli.output import Cell, Column, counted, json_line, number, say, table, warn
+from ferryman.cli.output import Cell, Column, json_line, number, say, table, warn
 from ferryman.cli.selection import ask
 from ferryman.cli.target import Target, pass_target, sqlite_file
 from ferryman.cli.watching import watching
@@ -14,6 +14,7 @@ from ferryman.errors import ConfigError, StoreUnavailable
 from ferryman.job import State
 from ferryman.store.open import open_store
 from ferryman.store.port import Store
+from ferryman.values import counted
 
 __all__ = ["move"]
 

@@ -26,7 +26,6 @@ __all__ = [
     "Column",
     "ago",
     "clean",
-    "counted",
     "iso",
     "job_fields",
     "json_line",
@@ -198,11 +197,6 @@ def value_text(value: Any) -> str:
 def number(value: int) -> Cell:
     """A count; nothing is shown more quietly than something."""
     return (f"{value:,}", "") if value else ("0", "bright_black")
-
-
-def counted(count: int, noun: str = "job") -> str:
-    """A number of things, in words that agree with it."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def state_cell(state: State) -> Cell:

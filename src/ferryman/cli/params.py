@@ -14,12 +14,32 @@ from ferryman.clock import CENTURY, SystemClock, millis
 from ferryman.job import State
 from ferryman.store.records import Filter
 
-__all__ = ["duration", "filter_of", "filters", "json_or_text", "moment", "name", "queue_name", "state"]
+__all__ = [
+    "duration",
+    "filter_of",
+    "filters",
+    "json_or_text",
+    "moment",
+    "name",
+    "newest_first",
+    "queue_name",
+    "state",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+
+
+newest_first = click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="How many to show, the newest first.",
+)
+"""For commands that list jobs."""
 
 
 def duration(text: str) -> float:

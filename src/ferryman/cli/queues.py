@@ -9,13 +9,14 @@ from typing import Any
 import click
 import msgspec
 
-from ferryman.cli.output import Cell, Column, counted, json_line, number, say, stamps, table, warn
+from ferryman.cli.output import Cell, Column, json_line, number, say, stamps, table, warn
 from ferryman.cli.params import queue_name
 from ferryman.cli.selection import ask, change, count
 from ferryman.cli.target import NotThereError, Target, listing, on_store, pass_target
 from ferryman.job import PENDING, State
 from ferryman.policy.why import span
 from ferryman.store.records import Filter, LaneCounts, WorkerRecord
+from ferryman.values import counted
 
 __all__ = ["pause", "purge", "queues", "resume"]
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 import click
 import msgspec
 
-from ferryman.cli.output import clean, counted, say
+from ferryman.cli.output import clean, say
 from ferryman.cli.target import Target
 from ferryman.errors import JobNotFound
 from ferryman.io.operation import Operation
 from ferryman.job import Job, JobId
 from ferryman.store.records import Filter
+from ferryman.values import counted
 
 __all__ = ["ask", "change", "change_selected", "count", "fetch", "newest", "pages", "resolve"]
 

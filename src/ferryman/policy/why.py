@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ferryman.job import FINISHED, History, Job, JobId, OutcomeKind, State
+from ferryman.values import counted
 
 __all__ = ["Code", "Facts", "LaneFact", "ParentFact", "Reason", "WorkerFact", "span", "why"]
 
@@ -161,7 +162,7 @@ def _for_parents(parents: Sequence[ParentFact]) -> Reason:
         return Reason("waiting", "It waits for jobs that have just finished, and will go on at once.")
     held = f", and {_named(failed)} did not succeed" if failed else ""
     return Reason(
-        "waiting", f"It waits for {_count(len(open_ones), 'job')} to finish: {_named(open_ones)}{held}."
+        "waiting", f"It waits for {counted(len(open_ones), 'job')} to finish: {_named(open_ones)}{held}."
     )
 
 
@@ -248,7 +249,7 @@ def _for_its_turn(job: Job, lanes: Sequence[LaneFact], takers: Sequence[WorkerFa
     beside = sum(lane.ready for lane in lanes if lane.priority == job.priority) - (job.state is State.READY)
     running = sum(w.running for w in takers)
     places = sum(w.concurrency for w in takers)
-    load = f"{_count(len(takers), 'worker')} that can run it {'has' if len(takers) == 1 else 'have'} {running:,} of {places:,} places taken"
+    load = f"{counted(len(takers), 'worker')} that can run it {'has' if len(takers) == 1 else 'have'} {running:,} of {places:,} places taken"
     if above + beside <= 0 and running < places:
         return Reason("next", f"Nothing keeps it: it is next in its lane, and the {load}.")
     line = f"at most {max(beside, 0):,} ready jobs of its lane are before it"
@@ -264,7 +265,3 @@ def _workers(count: int) -> str:
 def _listed(workers: Sequence[WorkerFact]) -> str:
     more = len(workers) - _NAMED
     return ", ".join(w.id for w in workers[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -26,6 +26,7 @@ from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
 from ferryman.job import Claim, JobId, Outcome, WorkerId
 from ferryman.store.port import Store
 from ferryman.store.records import Order, QueueSettings, WorkerStatus
+from ferryman.values import counted
 from ferryman.worker.chore import Chore
 from ferryman.worker.crew import Crew
 from ferryman.worker.desk import MOST_JOBS, Desk
@@ -328,8 +329,8 @@ class Supervisor:
         served = "all queues" if self._queues is None else f"queues {', '.join(self._queues)}"
         log.info(
             "worker %s serves %s of %s with %s, %s at a time in %s",
-            self.id, served, desk.store.url, _counted(len(hello.tasks), "task"),
-            _counted(self.settings.concurrency, "job"), _counted(self.crew.size, "executor"),
+            self.id, served, desk.store.url, counted(len(hello.tasks), "task"),
+            counted(self.settings.concurrency, "job"), counted(self.crew.size, "executor"),
         )  # fmt: skip
         if self._on_ready is not None:
             self._on_ready()
@@ -474,12 +475,8 @@ class Supervisor:
         self.crew.dismiss(member)
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def _last_jobs(count: int, patience: float) -> str:
     if not count:
         return ""
     time_left = "as long as it takes" if patience == math.inf else f"{patience:g} s at most"
-    return f": {_counted(count, 'job')} {'runs' if count == 1 else 'run'} on, for {time_left}"
+    return f": {counted(count, 'job')} {'runs' if count == 1 else 'run'} on, for {time_left}"

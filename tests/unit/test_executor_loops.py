@@ -43,6 +43,10 @@ class Shore:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
+        self.last_step = threading.Event()
+        """A generator that outlived its task has begun to end."""
+        self.ended = False
+        """So it has."""
         self.kept: list[Any] = []
         """What outlives the task that made it."""
         self.task: asyncio.Task[Any] | None = None
@@ -120,6 +124,22 @@ def _app(shore: Shore, folder: Path) -> Ferryman:
                     yield 1
             finally:
                 await asyncio.Event().wait()  # It says so to a server that is away.
+
+        ticks = tick()
+        shore.kept.append(ticks)
+        return await anext(ticks)
+
+    @app.task(name="leave_a_slow_generator")
+    async def leave_a_slow_generator() -> int:
+        async def tick() -> AsyncGenerator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                shore.last_step.set()
+                while not shore.gate.is_set():
+                    await asyncio.sleep(0.001)
+                shore.ended = True
 
         ticks = tick()
         shore.kept.append(ticks)
@@ -206,6 +226,19 @@ def test_a_generator_that_does_not_end_keeps_no_executor_from_its_goodbye(
     executor.join()
 
     assert executor.drained is True
+
+
+def test_a_generator_ends_though_the_supervisor_goes_meanwhile(executor: InProcess, shore: Shore) -> None:
+    executor.assign([claim("leave_a_slow_generator")], "loop")
+    executor.outcomes(1)
+
+    executor.send(Kind.DRAIN)
+    assert shore.last_step.wait(PATIENCE)
+    executor.close()
+    shore.gate.set()
+
+    assert executor.executor.is_at_rest.wait(PATIENCE)
+    assert shore.ended
 
 
 @pytest.mark.parametrize("task", ["large", "large_and_cancelled"])

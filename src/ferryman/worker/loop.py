@@ -165,7 +165,8 @@ class LoopTrack:
             except IndexError:
                 break  # The reader has recalled it.
             self._start(assignment, self._free.pop())
-        if self._ends and not self._runs and not self._fetching and not self._stowing:
+        is_idle = not (self._runs or self._fetching or self._stowing)
+        if self._ends and is_idle and not self._ended:  # Another stop would cut the last steps short.
             self._ended = True
             self._loop.stop()
 

@@ -72,6 +72,28 @@ def test_a_batch_that_frees_several_places_lets_in_as_many(ferry: Ferry) -> None
     assert ferry.states(ids[3:]) == [READY, READY, READY, PARKED, PARKED]
 
 
+@pytest.mark.parametrize("freed_first", [True, False])
+def test_of_a_parked_job_and_one_that_arrives_as_the_place_becomes_free_one_gets_in(
+    ferry: Ferry, freed_first: bool
+) -> None:
+    ferry.add(key="k")
+    parked = ferry.add(key="k")
+    parent = ferry.add()
+    child = ferry.add(after=(parent,), key="k")
+    holder, other = ferry.claim(2)
+    outcomes = [
+        Outcome(holder.id, holder.lease, OutcomeKind.DEAD, error=BOOM),
+        Outcome(other.id, other.lease, OutcomeKind.SUCCEEDED),
+    ]
+
+    ferry.run(ferry.store.settle(W1, outcomes if freed_first else outcomes[::-1]))
+    states = ferry.states([parked, child])
+    drained = ferry.drain()
+
+    assert sorted(states, key=str) == sorted([READY, PARKED], key=str)
+    assert sorted(drained) == sorted([parked, child])
+
+
 def test_hundreds_of_jobs_of_a_key_run_one_by_one(ferry: Ferry) -> None:
     ids = ferry.add_many(200, key="k")
 

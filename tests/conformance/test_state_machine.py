@@ -352,6 +352,8 @@ class Crossing(RuleBasedStateMachine):
                 and {row.state, job.state} == ends
             ):
                 row.state = job.state
+        for key in self.model.room:
+            self._take_for_first_who_came_first([job for job in jobs if job.key == key])
         differ = {j.id: (j.state.label, rows[j.id].state.label) for j in jobs if j.state != rows[j.id].state}
         assert not differ, f"job: (state in the store, state in the model): {differ}"
         for job in jobs:
@@ -361,6 +363,21 @@ class Crossing(RuleBasedStateMachine):
                 assert job.run_at == row.run_at, job
             if job.state is State.RUNNING:
                 assert job.worker == row.worker, job
+
+    def _take_for_first_who_came_first(self, jobs: list[Job]) -> None:
+        """Of jobs of one key, if some arrive in the very call that frees a place. Those that were parked before it keep
+        their order."""
+        rows = self.model.rows
+        differ = [job for job in jobs if {job.state, rows[job.id].state} == {State.READY, State.PARKED}]
+        parked = [job for job in jobs if self.last.get(job.id) is State.PARKED]
+        parked.sort(key=lambda job: (0 if rows[job.id].new.ordered else -job.priority, job.seq))
+        left = [job.state is State.PARKED for job in parked if job.state in (State.READY, State.PARKED)]
+        let_in = sum(job.state is State.READY for job in differ)
+        if all(job in parked for job in differ) or left != sorted(left) or 2 * let_in != len(differ):
+            return
+        for job in differ:
+            row = rows[job.id]
+            row.state, row.admitted, row.run_at = job.state, job.state is State.READY, self.clock.now()
 
     def _nothing_is_stuck(self, jobs: list[Job]) -> None:
         """Said apart from the model's own doing, in case the model is wrong."""

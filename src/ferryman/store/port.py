@@ -93,6 +93,9 @@ class Work(Protocol):
         through their own children. A job that will be retried later (delay > 0) or is snoozed gives back
         its place, unless it is `ordered`. One that runs again at once keeps it. A RELEASED one whose unique key was free from
         its claim on takes the key again, unless another job has it by now.
+
+        All outcomes of a call happen at one moment: if one of them frees a place and another lets a child arrive at the
+        same key, which of the two is first is the store's affair.
         """
         ...
 

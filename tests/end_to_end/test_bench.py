@@ -104,6 +104,7 @@ def test_a_server_is_measured_with_a_store_of_its_own_that_goes_afterwards(
     found = figures(done)
     assert names <= set(found)
     assert found["drain"]["floor"] > 0
+    assert found["steady_rate"]["floor"] > 0
     assert found["latency_p50"]["floor"] > 0
     assert [job.id for job in app.store.runner().run(app.store.find(Filter(), 10))] == [mine.id]
     app.close()

@@ -136,7 +136,8 @@ def bench(
       enqueue_batch               the same, with 10,000 in one call
       enqueue_async               a thousand coroutines at once, over one after the other
       drain                       no-op jobs a second, claim to settle, by one worker
-      steady_rate                 the rate after a million jobs, over that of the first ones
+      steady_rate                 the rate after a million jobs, over that of the first ones; its floor is the same
+                                  of the driver alone on an empty store, which tells how steady the machine was
       steady_size                 and the size of the tables, over that at half time
       latency_p50, latency_p99    from just before the enqueue to the task's first line, idle worker
       enqueue_p99_under_drain     an enqueue while a worker drains at full speed

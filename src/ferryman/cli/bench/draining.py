@@ -15,7 +15,7 @@ from ferryman.cli.bench.running import MeasureFailed, count, run_worker, wait_fo
 from ferryman.cli.bench.tasks import NOOP, PAYLOAD
 from ferryman.worker.desk import MOST_JOBS
 
-__all__ = ["fill", "measure_drain", "measure_enqueue_under_drain"]
+__all__ = ["drain_barely", "fill", "measure_drain", "measure_enqueue_under_drain"]
 
 _ROUNDS = 3
 _BATCH = 1_000
@@ -33,7 +33,7 @@ def measure_drain(ground: Ground, extent: Extent) -> Iterator[Figure]:
             drained.append(_drain(app, extent.jobs))
         with fresh_floor(ground) as floor:
             if floor is not None:
-                barely.append(_drain_barely(floor, extent.jobs))
+                barely.append(drain_barely(floor, extent.jobs))
     floors = [statistics.median(barely)] if barely else []
     yield make_figure("drain", ground.url, statistics.median(drained), *floors)
 
@@ -65,7 +65,7 @@ def _drain(app: Ferryman, jobs: int) -> float:
     return jobs / elapsed
 
 
-def _drain_barely(floor: Floor, jobs: int) -> float:
+def drain_barely(floor: Floor, jobs: int) -> float:
     """In the largest turns that a worker takes, which a deep backlog makes the usual ones."""
     for start in range(0, jobs, _BATCH):
         floor.enqueue(min(_BATCH, jobs - start))

@@ -111,7 +111,7 @@ _TARGETS = {
     "redis": {
         "enqueue_bulk": Target(60_000, "at least"),
         "drain": Target(45_000, "at least"),
-        "steady_rate": Target(0.9, "at least"),
+        "steady_rate": Target(0.9, "at least", "ratio"),
         "latency_p50": Target(0.8, "below"),
         "latency_p99": Target(1.5, "below"),
         "claim_growth": Target(1.5, "at most"),
@@ -122,7 +122,7 @@ _TARGETS = {
     "postgresql": {
         "enqueue_batch": Target(52_000, "at least"),
         "drain": Target(22_000, "at least"),
-        "steady_rate": Target(0.9, "at least"),
+        "steady_rate": Target(0.9, "at least", "ratio"),
         "steady_size": Target(2, "at most"),
         "latency_p50": Target(1.6, "below"),
         "latency_p99": Target(4, "below"),

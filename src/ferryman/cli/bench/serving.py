@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from ferryman import Ferryman
-from ferryman.cli.bench.draining import fill
+from ferryman.cli.bench.draining import drain_barely, fill
 from ferryman.cli.bench.figures import Extent, Figure, make_figure
-from ferryman.cli.bench.ground import Ground, fresh_app, fresh_app_on
+from ferryman.cli.bench.ground import Ground, fresh_app, fresh_app_on, fresh_floor
 from ferryman.cli.bench.running import Running, count, run_worker, wait_for
 from ferryman.cli.bench.servers import Server
 from ferryman.job import State
@@ -20,24 +20,37 @@ _QUIET = 2.0
 """Seconds until a worker that has just been started sleeps."""
 
 _ROUNDS = 10
+_ENDS = 3
+"""Rounds that count as the start, and as the end."""
 
 
 def measure_steadiness(ground: Ground, extent: Extent) -> Iterator[Figure]:
     """Drains one backlog after the other, a million jobs in all, whose history is pruned as it is by default: the
     rate of the last three over that of the first three, and the size of the tables at the end over that at half time,
-    when as many jobs are kept as ever will be."""
+    when as many jobs are kept as ever will be.
+
+    The floor of the rate is what became of the machine meanwhile: beside each of those rounds a backlog is drained
+    barely, on a store of its own."""
     assert isinstance(ground, Server)
     rates: list[float] = []
+    barely: list[float] = []
     sizes: list[int | None] = []
     with ground.fresh() as url, fresh_app_on(url) as app, run_worker(app) as running:
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             rates.append(_drain_once(app, extent.jobs, running))
             sizes.append(ground.disk_size(url))
-    first, last = statistics.median(rates[:3]), statistics.median(rates[-3:])
-    yield make_figure("steady_rate", ground.url, last / first)
+            if not _ENDS <= number < _ROUNDS - _ENDS:
+                with fresh_floor(ground) as floor:
+                    assert floor is not None
+                    barely.append(drain_barely(floor, extent.jobs))
+    yield make_figure("steady_rate", ground.url, _last_over_first(rates), _last_over_first(barely))
     half, whole = sizes[_ROUNDS // 2 - 1], sizes[-1]
     if half is not None and whole is not None:
         yield make_figure("steady_size", ground.url, whole / half)
+
+
+def _last_over_first(rates: list[float]) -> float:
+    return statistics.median(rates[-_ENDS:]) / statistics.median(rates[:_ENDS])
 
 
 def _drain_once(app: Ferryman, jobs: int, running: Running) -> float:

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from ferryman.job import Attempt, ErrorInfo, Job, JobId, OutcomeKind, State, WorkerId
+from ferryman.job import Attempt, ErrorInfo, Job, JobId, NewJob, OutcomeKind, State, UniqueKey, WorkerId
 from ferryman.store.records import QueueRecord, QueueSettings, WorkerRecord
 from ferryman.store.register import record_of
 
-__all__ = ["FLAG", "attempt_of", "decode_error", "job_of", "queues_of", "workers_of"]
+__all__ = ["FLAG", "attempt_of", "decode_error", "flags_of", "job_of", "queues_of", "unique_of", "workers_of"]
 
 decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 
@@ -38,6 +38,28 @@ class FLAG:
     STAGED = 512
     """It waits to be admitted by the next claim: its parents, key, tag or bound are still to be looked at. On
     PostgreSQL alone."""
+
+
+def flags_of(job: NewJob) -> int:
+    """What a job that is to be stored needs."""
+    flags = FLAG.ORDERED if job.ordered else 0
+    if job.on_parent_failure == "continue":
+        flags |= FLAG.CONTINUE
+    elif job.on_parent_failure == "hold":
+        flags |= FLAG.HOLD
+    if job.unique is not None and job.unique.period is None:
+        flags |= FLAG.UNIQUE if job.unique.until == "finished" else FLAG.UNIQUE_START
+    return flags
+
+
+def unique_of(key: str | None, flags: int, until: int | None, enqueued_at: int) -> UniqueKey | None:
+    """Of the unique key that a job was enqueued with, its flags, and the end of the key's period, if it holds it still."""
+    if key is None:
+        return None
+    if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START):
+        return UniqueKey(key, until="started" if flags & FLAG.UNIQUE_START else "finished")
+    # A period that is over is not remembered.
+    return UniqueKey(key, period=0 if until is None else max(0, until - enqueued_at))
 
 
 def job_of(id: JobId, row: Sequence[Any], tags: tuple[str, ...], **body: Any) -> Job:

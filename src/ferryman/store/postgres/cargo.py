@@ -10,15 +10,14 @@ import msgspec
 
 from ferryman.io.operation import Requests
 from ferryman.io.postgres.requests import NOW, Statement
-from ferryman.job import Attempt, ErrorInfo, JobId, NewJob, Note, OutcomeKind, State, UniqueKey, WorkerId
+from ferryman.job import JobId, NewJob, Note, State
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
 from ferryman.store.refusals import refuse_long_texts
-from ferryman.store.rows import FLAG
+from ferryman.store.rows import FLAG, attempt_of, unique_of
 
 __all__ = ["forget", "pack", "unpack"]
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 
 # -- packing -----------------------------------------------------------------------------------------
 
@@ -65,7 +64,7 @@ def _parcel(row: Sequence[Any]) -> Parcel:
     job = NewJob(
         id=id_, task=task, args=args, queue=queue, priority=priority, options=options, max_attempts=max_attempts,
         deadline=deadline, key=key, room=room, ordered=bool(flags & FLAG.ORDERED),
-        unique=_unique(unique_key, flags, until, enqueued_at), after=tuple(parents),
+        unique=unique_of(unique_key, flags, until, enqueued_at), after=tuple(parents),
         on_parent_failure="continue" if flags & FLAG.CONTINUE else "hold" if flags & FLAG.HOLD else "cancel",
         tenant=tenant, tags=tuple(tags or ()),
     )  # fmt: skip
@@ -75,7 +74,7 @@ def _parcel(row: Sequence[Any]) -> Parcel:
         started_at=started_at, finished_at=finished_at, worker=worker, reason=reason, progress=progress, result=result,
         result_until=result_until, holds=bool(flags & FLAG.HOLDS), holds_unique=held, unique_until=until,
         waits_for=tuple(waits_for) if state == State.WAITING else (),
-        attempts=tuple([_attempt(columns) for columns in _turned(row[31:38])]),
+        attempts=tuple([attempt_of(columns) for columns in _turned(row[31:38])]),
         notes=tuple([Note(*columns) for columns in _turned(row[38:41])]),
     )  # fmt: skip
 
@@ -83,23 +82,6 @@ def _parcel(row: Sequence[Any]) -> Parcel:
 def _turned(columns: Sequence[list[Any] | None]) -> list[tuple[Any, ...]]:
     """Arrays of columns, which are null if they would be empty, as rows."""
     return list(zip(*[column or [] for column in columns], strict=True))
-
-
-def _unique(key: str | None, flags: int, until: int | None, enqueued_at: int) -> UniqueKey | None:
-    if key is None:
-        return None
-    if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START):
-        return UniqueKey(key, until="started" if flags & FLAG.UNIQUE_START else "finished")
-    # A period that is over is not remembered.
-    return UniqueKey(key, period=0 if until is None else max(0, until - enqueued_at))
-
-
-def _attempt(row: Sequence[Any]) -> Attempt:
-    number, kind, worker, started_at, finished_at, error, reason = row
-    return Attempt(
-        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker), started_at=started_at, finished_at=finished_at,
-        error=None if error is None else _decode_error(error), reason=reason,
-    )  # fmt: skip
 
 
 # -- unpacking ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ferryman.io.postgres.requests import GATE, NOW, Statement
 from ferryman.job import JobId, NewJob
 from ferryman.store.records import Enqueued
 from ferryman.store.refusals import refuse_long_texts
-from ferryman.store.rows import FLAG
+from ferryman.store.rows import flags_of
 
 __all__ = ["enqueue"]
 
@@ -153,20 +153,9 @@ def _spec(job: NewJob) -> dict[str, Any]:
         "deadline": job.deadline,
         "key": job.key,
         "room": job.room,
-        "flags": _flags(job),
+        "flags": flags_of(job),
         "tenant": job.tenant,
         "tags": job.tags or None,
         "parents": bool(job.after),
         "unique": None if job.unique is None else job.unique.key,
     }
-
-
-def _flags(job: NewJob) -> int:
-    flags = FLAG.ORDERED if job.ordered else 0
-    if job.on_parent_failure == "continue":
-        flags |= FLAG.CONTINUE
-    elif job.on_parent_failure == "hold":
-        flags |= FLAG.HOLD
-    if job.unique is not None and job.unique.period is None:
-        flags |= FLAG.UNIQUE if job.unique.until == "finished" else FLAG.UNIQUE_START
-    return flags

@@ -17,19 +17,14 @@ from ferryman.io.sqlite import Many, Query
 from ferryman.job import (
     FINISHED,
     PENDING,
-    Attempt,
-    ErrorInfo,
     JobId,
     NewJob,
     Note,
-    OutcomeKind,
     State,
-    UniqueKey,
-    WorkerId,
 )
 from ferryman.store.cargo import MOST_BYTES, Parcel, landed
 from ferryman.store.records import Filter
-from ferryman.store.rows import FLAG
+from ferryman.store.rows import FLAG, attempt_of, unique_of
 from ferryman.store.sqlite.filters import matching
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param, seqs_param
@@ -39,7 +34,6 @@ from ferryman.store.sqlite.steer import erase
 __all__ = ["forget", "pack", "unpack"]
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_error = msgspec.msgpack.Decoder(ErrorInfo).decode
 
 # -- packing -----------------------------------------------------------------------------------------
 
@@ -102,7 +96,7 @@ def pack(
             row,
             uniques.get(row[0]),
             parents.get(row[0], ()),
-            attempts=tuple(map(_attempt, attempts.get(row[0], ()))),
+            attempts=tuple(map(attempt_of, attempts.get(row[0], ()))),
             notes=tuple(Note(*note) for note in notes.get(row[0], ())),
         )
         for row in rows
@@ -130,7 +124,7 @@ def _parcel(
     job = NewJob(
         id=JobId(id_.hex()), task=task, args=args, queue=queue, priority=priority, options=options,
         max_attempts=max_attempts, deadline=deadline, key=key, room=room, ordered=bool(flags & FLAG.ORDERED),
-        unique=_unique(unique_key, flags, until, enqueued_at), after=tuple(JobId(parent.hex()) for parent, _ in parents),
+        unique=unique_of(unique_key, flags, until, enqueued_at), after=tuple(JobId(parent.hex()) for parent, _ in parents),
         on_parent_failure="continue" if flags & FLAG.CONTINUE else "hold" if flags & FLAG.HOLD else "cancel",
         tenant=tenant, tags=tuple(json.loads(tags)) if tags else (),
     )  # fmt: skip
@@ -140,23 +134,6 @@ def _parcel(
         result_until=result_until, holds=bool(flags & FLAG.HOLDS), holds_unique=held is not None, unique_until=until,
         waits_for=tuple(JobId(parent.hex()) for parent, done in parents if state == State.WAITING and not done),
         **history,
-    )  # fmt: skip
-
-
-def _unique(key: str | None, flags: int, until: int | None, enqueued_at: int) -> UniqueKey | None:
-    if key is None:
-        return None
-    if flags & (FLAG.UNIQUE | FLAG.UNIQUE_START):
-        return UniqueKey(key, until="started" if flags & FLAG.UNIQUE_START else "finished")
-    # A period that is over is not remembered.
-    return UniqueKey(key, period=0 if until is None else max(0, until - enqueued_at))
-
-
-def _attempt(row: Sequence[Any]) -> Attempt:
-    number, kind, worker, started_at, finished_at, error, reason = row
-    return Attempt(
-        number=number, kind=OutcomeKind(kind), worker=WorkerId(worker), started_at=started_at, finished_at=finished_at,
-        error=None if error is None else _decode_error(error), reason=reason,
     )  # fmt: skip
 
 

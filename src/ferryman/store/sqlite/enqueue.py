@@ -19,7 +19,7 @@ from ferryman.io.sqlite import Conflict, Many, Query
 from ferryman.job import FINISHED, JobId, NewJob, State
 from ferryman.store.minutes import STAT
 from ferryman.store.records import Enqueued
-from ferryman.store.rows import FLAG
+from ferryman.store.rows import FLAG, flags_of
 from ferryman.store.sqlite.finish import cancel_pending, let_go
 from ferryman.store.sqlite.ledger import Ledger, ids_param
 from ferryman.store.sqlite.places import join_key, next_tag, take_place
@@ -201,7 +201,7 @@ def _enqueue_one(ledger: Ledger, job: NewJob) -> Requests[Enqueued]:
     lane, task = yield from _settle_in(job, place)
     seq = place.first_seq
     run_at = _run_at(job, ledger.now)
-    flags = _flags(job)
+    flags = flags_of(job)
     tag = 0.0
     if failed_parent is not None or missing:
         state = State.WAITING
@@ -305,17 +305,6 @@ def _remember(ledger: Ledger, job: NewJob, seq: int) -> Requests[None]:
             "INSERT INTO ferryman_tag (tag, seq) VALUES (?, ?) ON CONFLICT DO NOTHING",
             [(tag, seq) for tag in job.tags],
         )
-
-
-def _flags(job: NewJob) -> int:
-    flags = FLAG.ORDERED if job.ordered else 0
-    if job.on_parent_failure == "continue":
-        flags |= FLAG.CONTINUE
-    elif job.on_parent_failure == "hold":
-        flags |= FLAG.HOLD
-    if job.unique is not None and job.unique.period is None:
-        flags |= FLAG.UNIQUE if job.unique.until == "finished" else FLAG.UNIQUE_START
-    return flags
 
 
 def _rank(job: NewJob) -> int:

@@ -224,10 +224,11 @@ class Session:
                 self._sql.execute("ROLLBACK")
                 if error.sqlstate == "40P01":
                     self.trouble.append(str(error))
-                elif error.sqlstate != "FY001":
+                elif error.sqlstate not in ("FY001", "55P03"):
                     raise
                 assert time.monotonic() < give_up
-                gate = True
+                # Whoever has lost patience asks for the same again.
+                gate = gate or error.sqlstate != "55P03"
                 self.again += 1
                 time.sleep(0.001 * min(self.again, 10))
                 self._sql.execute("BEGIN")

@@ -155,8 +155,13 @@ def _parent(value: Any) -> JobId:
     return id
 
 
+def _as_text(value: Any) -> str:
+    # Of an Enum that is a str, too, its value; str() would name the member.
+    return str.__str__(value) if isinstance(value, str) else str(value)
+
+
 def _tags(value: Any) -> tuple[str, ...]:
-    return tuple(str(tag) for tag in listed(value))
+    return tuple(_as_text(tag) for tag in listed(value))
 
 
 _MOMENT = Kind(
@@ -185,7 +190,7 @@ _KINDS = {
     "unique": Kind("True, seconds, a timedelta, a key (not an empty one) or a Unique", _unique),
     "after": Kind("a list of job handles or their ids, such as after=[first]", _parents),
     "on_parent_failure": one_of(get_args(OnParentFailure)),
-    "tenant": Kind("a text", str),
+    "tenant": Kind("a text", _as_text),
     "tags": Kind("a list of texts, such as tags=('urgent',)", _tags),
     "result_ttl": SECONDS,
 }

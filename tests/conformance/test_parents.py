@@ -208,7 +208,7 @@ def test_a_child_does_as_it_was_told_when_its_parent_fails(
     assert ferry.state(child) is becomes
     if becomes is CANCELLED:
         assert ferry.job(child).finished_at == ferry.clock.now()
-        assert ferry.job(child).reason
+        assert ferry.job(child).reason == f"parent {parent} did not succeed"
 
 
 @pytest.mark.parametrize("fate", [_die, _be_cancelled, _expire])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import math
 import uuid
 from collections.abc import Callable
@@ -148,6 +149,23 @@ def test_tenants_and_tags_that_are_numbers_are_taken_as_texts() -> None:
 
     assert job is not None
     assert (job.tenant, job.tags) == ("7", ("8",))
+
+
+def test_a_text_that_is_a_member_of_an_enum_is_its_value() -> None:
+    class Word(str, enum.Enum):  # noqa: UP042 - whose str() names the member.
+        MAIL = "mail"
+
+    app = Ferryman("memory://")
+
+    @app.task(queue=Word.MAIL, key=Word.MAIL, tenant=Word.MAIL, tags=[Word.MAIL])
+    def work() -> None: ...
+
+    (job,) = app.store.runner().run(app.store.get([work.enqueue().id]))
+    tagged = app.store.runner().run(app.store.find(Filter(tags=(Word.MAIL,)), 9))
+
+    assert job is not None
+    assert (job.queue, job.key, job.tenant, job.tags) == ("mail", "mail", "mail", ("mail",))
+    assert [each.id for each in tagged] == [job.id]
 
 
 # -- what is of another kind than is wanted --------------------------------------------------------

@@ -43,7 +43,7 @@ def stray_at(url: str) -> ConfigError:
     """It has an "@" behind the place where user and password end."""
     return ConfigError(
         f"the store URL {shown(url)!r} has an @ where none can be; write special characters of the password as %XX, "
-        "such as / as %2F, ? as %3F, # as %23 and @ as %40"
+        "such as / as %2F, ? as %3F, # as %23 and @ as %40, and so an @ of anything behind the host"
     )
 
 

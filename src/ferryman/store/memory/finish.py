@@ -12,8 +12,6 @@ __all__ = ["erase", "finish", "give_back_unique", "take_back_unique"]
 
 _SUCCEEDED, _WAITING, _CANCELLED = State.SUCCEEDED, State.WAITING, State.CANCELLED
 
-_FATES = {State.DEAD: "died", State.CANCELLED: "was cancelled", State.EXPIRED: "expired"}
-
 
 def finish(book: Book, card: Card, state: State, now: int, reason: str | None = None) -> None:
     """End an unfinished job, and let go what waits for its end, down through its children."""
@@ -30,7 +28,7 @@ def finish(book: Book, card: Card, state: State, now: int, reason: str | None = 
 
 def why_cancelled(parent: Card) -> str:
     """The reason of a child that goes down with its parent."""
-    return f"parent {parent.new.id} {_FATES[parent.state]}"
+    return f"parent {parent.new.id} did not succeed"
 
 
 def _end(book: Book, card: Card, state: State, now: int, reason: str | None) -> None:

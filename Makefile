@@ -16,7 +16,7 @@ demo: ## Watch real work go through a durable queue, with a worker's process kil
 test: ## Run everything: the checks, the end-to-end tests, the examples, a second Python if there is one
 	@scripts/test
 
-check: ## Format, lint, types, imports and the fast tests, in about a minute
+check: ## Format, lint, types, imports and the fast tests, in a few minutes
 	@scripts/check
 
 bench: ## Measure speed and memory, beside the floors of this very machine

@@ -62,7 +62,8 @@ def figures(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]
 
 
 def test_every_figure_is_a_line_of_json_and_nothing_is_left_behind(folder: Path) -> None:
-    done = bench("--json")
+    # It is named, since of itself it would not take a folder that is in memory.
+    done = bench("--json", "--store", f"sqlite:///{folder}/bench.db")
 
     found = figures(done)
     assert tuple(found) == OF_FILES

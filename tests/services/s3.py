@@ -32,6 +32,7 @@ def s3_server() -> Iterator[Server]:
     def command(options: Mapping[str, str]) -> list[str]:
         return [
             str(program),
+            f"-logdir={folder}",
             "server",
             f"-dir={folder}",
             "-ip=127.0.0.1",
@@ -40,6 +41,8 @@ def s3_server() -> Iterator[Server]:
             "-volume.max=5",
             "-s3",
             f"-s3.port={port}",
+            f"-s3.localSocket={folder}/s3.sock",
+            f"-filer.localSocket={folder}/filer.sock",
             # Not wanted, and otherwise on ports that all such servers would share.
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
@@ -59,3 +62,9 @@ def s3_server() -> Iterator[Server]:
         yield server
     finally:
         server.close()
+        # It keeps these there whatever it is told.
+        for part, own in ports.items():
+            if part.endswith(".grpc"):
+                Path(f"/tmp/seaweedfs-{part.removesuffix('.port.grpc')}-grpc-{own}.sock").unlink(
+                    missing_ok=True
+                )

@@ -163,6 +163,8 @@ def test_the_first_example_runs_with_a_worker_of_its_own(folder: Path) -> None:
             said = subprocess.check_output([sys.executable, "app.py"], text=True, cwd=folder)
         finally:
             worker.send_signal(signal.SIGTERM)
+            # Its last words must find a reader, or it ends with the code of an interpreter that could not flush them.
+            worker.communicate()
 
     (promised,) = PRINTS.findall(first.text)
     assert said.splitlines() == [promised]

@@ -519,7 +519,12 @@ def test_a_stop_that_arrives_after_the_tasks_end_changes_nothing() -> None:
     executor.close()
 
 
+# One that arrives in a callback of the garbage collector, as hypothesis leaves one behind, goes no further.
+_MAY_BE_LOST = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @pytest.mark.usefixtures("_restless")
+@_MAY_BE_LOST
 def test_a_stray_soft_timeout_never_hits_the_next_job(executor: InProcess) -> None:
     dice = random.Random(3)
     claims, timed = [], set()
@@ -544,6 +549,7 @@ def test_a_stray_soft_timeout_never_hits_the_next_job(executor: InProcess) -> No
 
 
 @pytest.mark.usefixtures("_restless")
+@_MAY_BE_LOST
 def test_a_stray_cancel_never_hits_the_next_job(executor: InProcess) -> None:
     assignments = [
         each

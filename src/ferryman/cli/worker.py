@@ -3,6 +3,8 @@ supervisor that it becomes stays small."""
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 import click
@@ -76,4 +78,15 @@ def worker(
         reload=reload,
         log_level=log_level.upper(),
     )
-    click.get_current_context().exit(run_worker(start))
+    code = run_worker(start)
+    _let_go_of_the_log()
+    click.get_current_context().exit(code)
+
+
+def _let_go_of_the_log() -> None:
+    """Whoever read it may have gone, as behind ``| head``: else the interpreter, which cannot say the last words, would
+    make a failure of a clean end."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -46,6 +46,21 @@ def test_a_worker_stops_when_the_command_line_says_so(quay: Quay, at_work: subpr
     assert at_work.wait() == 0
 
 
+def test_a_worker_whose_log_nobody_reads_any_more_ends_well(quay: Quay) -> None:
+    (quay.folder / "mill.py").write_text(APP)
+    unset = ("FERRYMAN_URL", "PYTHONUNBUFFERED")  # What is buffered is lost at the very end.
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    command = [*PROGRAM, "worker", "mill:app", "--url", quay.url]
+    with subprocess.Popen(command, env=environment, cwd=quay.folder, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+
+        process.send_signal(signal.SIGTERM)
+
+        assert process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

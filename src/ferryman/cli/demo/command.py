@@ -32,7 +32,12 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("--files", type=click.IntRange(1), metavar="N", help="No more than so many files.")
+@click.option(
+    "--files",
+    type=click.IntRange(1),
+    metavar="N",
+    help="No more than so many files, not counting damaged copies.",
+)
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

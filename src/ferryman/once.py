@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ferryman.clock import CENTURY, millis
 from ferryman.errors import ConfigError, LeaseLost, PayloadError, StoreBusy, StoreUnavailable
-from ferryman.io.finishing import finish
+from ferryman.io.finishing import afinish_aside, finish, finish_aside
 from ferryman.io.operation import Aside, Inside, Operation, Procedure, Wait, inside
 from ferryman.options import unfit
 from ferryman.store.records import Entry
@@ -36,6 +36,8 @@ could not be kept."""
 
 _LOOK_AGAIN = 0.05
 _TRY_AGAIN = 0.2
+_PATIENCE = 1.0
+"""Seconds for which whoever is stopped waits until the store has heard the rest."""
 
 
 class Once(Generic[R]):
@@ -69,19 +71,24 @@ class OnceKey:
         self._ttl = millis(ttl)
         self._lease = millis(lease)
         self._guest = None if using is None else app.store.using(using)
+        self._mine = _RUNNING + secrets.token_bytes(8)
+        self._is_asking = False
+        """The key was asked for, and nothing heard of it since."""
 
     def run(self, call: Callable[[], R]) -> Once[R]:
         """Make the call in this thread, unless it was made before."""
-        taken = self._app.perform(self._inside(self._take()))
+        try:
+            taken = self._app.perform(self._inside(self._take()))
+        except BaseException as error:
+            if self._is_asking and self._guest is None:
+                self._tidy(self._leave_untaken(), error)
+            raise
         if not isinstance(taken, int):
             return self._cached(taken)
         try:
             value = call()
-        except BaseException:
-            # Its error is what matters. If the key cannot be given back, as in a transaction that has failed, it goes
-            # with the transaction, or when its lease ends.
-            with contextlib.suppress(Exception):
-                self._app.perform(self._inside(self._give_back(taken)))
+        except BaseException as error:
+            self._tidy(self._give_back(taken), error)
             raise
         try:
             self._app.perform(self._inside(self._keep(taken, value)))
@@ -91,21 +98,24 @@ class OnceKey:
             # This thread was stopped while it wrote the note, which can be written twice, but must not be missing; inside
             # a transaction, which is rolled back then, it may. Stopped is what it is, whatever comes of the note.
             if self._guest is None:
-                with contextlib.suppress(Exception):
-                    self._app.perform(self._keep(taken, value))
+                finish_aside(lambda: self._app.perform(self._keep(taken, value)), _PATIENCE)
             raise
         return Once(value, duplicate=False)
 
     async def arun(self, call: Callable[[], Awaitable[R]]) -> Once[R]:
         """Make the call in this event loop, unless it was made before."""
-        taken = await self._app.aperform(self._inside(self._take()))
+        try:
+            taken = await self._app.aperform(self._inside(self._take()))
+        except BaseException as error:
+            if self._is_asking and self._guest is None:
+                await self._atidy(self._leave_untaken(), error)
+            raise
         if not isinstance(taken, int):
             return self._cached(taken)
         try:
             value = await call()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await self._app.aperform(self._inside(self._give_back(taken)))
+        except BaseException as error:
+            await self._atidy(self._give_back(taken), error)
             raise
         await self._anote(taken, value)
         return Once(value, duplicate=False)
@@ -114,21 +124,38 @@ class OnceKey:
         """`_keep`. Once begun, it comes to its end, also if it is cancelled; inside a transaction, which is rolled back
         then, it need not."""
         keeping = self._app.aperform(self._inside(self._keep(taken, value)))
-        await (keeping if self._guest is not None else finish(keeping))
+        await (keeping if self._guest is not None else finish(keeping, _PATIENCE))
+
+    def _tidy(self, rest: Procedure[None], error: BaseException) -> None:
+        """Tell the store the rest after an error, which is what matters: if it cannot be told, as in a transaction that has
+        failed, the key is free when that has ended, or its lease. Whoever was stopped does not wait for a store that
+        hangs."""
+        if self._guest is None and not isinstance(error, Exception):
+            finish_aside(lambda: self._app.perform(rest), _PATIENCE)
+            return
+        with contextlib.suppress(Exception):
+            self._app.perform(self._inside(rest))
+
+    async def _atidy(self, rest: Procedure[None], error: BaseException) -> None:
+        """`_tidy`, awaited."""
+        if self._guest is None and not isinstance(error, Exception):
+            await afinish_aside(self._app.aperform(rest), _PATIENCE)
+            return
+        with contextlib.suppress(Exception):
+            await self._app.aperform(self._inside(rest))
 
     def _inside(self, procedure: Procedure[R]) -> Procedure[R]:
         return procedure if self._guest is None else inside(self._guest.runner, procedure)
 
     def _take(self) -> Procedure[int | bytes]:
         """The version under which the call is ours to make, or its result as it was kept."""
-        mine = _RUNNING + secrets.token_bytes(8)
         has_waited = False
         while True:
             entry: Entry | None = yield self._app.store.kv_get(self._key)
             if entry is None or (has_waited and self._guest is not None):
                 # A transaction that sees no later moment than its beginning would wait for the end of the lease, though
                 # it can never take the key: this tells.
-                version = yield from self._put(mine)
+                version = yield from self._put()
                 if version is not None:
                     return version
                 has_waited = False
@@ -144,25 +171,24 @@ class OnceKey:
                 yield Wait(_LOOK_AGAIN)
                 has_waited = True
 
-    def _put(self, mine: bytes) -> Procedure[int | None]:
-        """Take the key if it is free. Whoever does not get to hear that he has it, does not make the call either: then
-        the key must not be taken until the end of the lease."""
-        put = self._app.store.kv_put(self._key, mine, expected=None, ttl=self._lease)
-        try:
-            return (yield from _patient(put))
-        except BaseException as error:
-            if self._guest is None and not isinstance(error, GeneratorExit):
-                with contextlib.suppress(Exception):
-                    yield from self._leave_untaken(mine)
-            raise
+    def _put(self) -> Procedure[int | None]:
+        """Take the key if it is free."""
+        self._is_asking = True
+        version = yield from _patient(
+            self._app.store.kv_put(self._key, self._mine, expected=None, ttl=self._lease)
+        )
+        self._is_asking = False
+        return version
 
-    def _leave_untaken(self, mine: bytes) -> Procedure[None]:
+    def _leave_untaken(self) -> Procedure[None]:
+        """Whoever does not get to hear that he has the key, does not make the call either: then the key must not be taken
+        until the end of the lease."""
         store = self._app.store
         # This goes behind what was sent before, so what is found is what came of that.
-        version: int | None = yield store.kv_put(self._key, mine, expected=None, ttl=1)
+        version: int | None = yield store.kv_put(self._key, self._mine, expected=None, ttl=1)
         entry: Entry | None = None if version is not None else (yield store.kv_get(self._key))
-        if entry is not None and entry.value == mine:
-            yield store.kv_put(self._key, mine, expected=entry.version, ttl=1)
+        if entry is not None and entry.value == self._mine:
+            yield store.kv_put(self._key, self._mine, expected=entry.version, ttl=1)
 
     def _keep(self, version: int, value: Any) -> Procedure[None]:
         """The call has been made, and must not be made again for want of a note of it."""

@@ -464,6 +464,18 @@ def test_forgetting_gives_back_what_a_job_held(ferry: Ferry) -> None:
     assert not ferry.enqueue(new_job(unique=UniqueKey("u")))[0].duplicate
 
 
+def test_only_jobs_in_the_states_that_are_named_are_forgotten(ferry: Ferry) -> None:
+    dead = ferry.add()
+    ferry.finish_next(OutcomeKind.DEAD)
+    ready, cancelled = ferry.add_many(2)
+    ferry.cancel(cancelled)
+
+    forgotten = ferry.run(ferry.store.forget([ready, cancelled, dead], [State.READY, State.DEAD]))
+
+    assert forgotten == 2
+    assert [ferry.has(job) for job in (ready, cancelled, dead)] == [False, True, False]
+
+
 def test_what_runs_is_not_forgotten(ferry: Ferry) -> None:
     running, dead = ferry.add_many(2)
     claims = ferry.claim(2)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from ferryman.job import JobId, OutcomeKind
-from ferryman.store.records import QueueSettings
+from ferryman.job import JobId, NewJob, OutcomeKind
+from ferryman.store.records import QueueSettings, Take
 
-from .driver import Ferry
+from .driver import Ferry, new_job
 
 
 def _declare(ferry: Ferry, **weights: float) -> None:
@@ -177,3 +179,43 @@ def test_everything_in_a_fair_queue_is_run(ferry: Ferry) -> None:
     ids = [ferry.add(tenant=f"t{n % 7}", priority=n % 2) for n in range(200)]
 
     assert sorted(ferry.drain(batch=13)) == sorted(ids)
+
+
+def _jobs_of_all_kinds(luck: random.Random, queue: str, dead: JobId) -> list[NewJob]:
+    """More than a hundred, nearly all of them alike."""
+    jobs: list[NewJob] = []
+    for _ in range(130):
+        fields: dict[str, Any] = {"tenant": luck.choice(("t1", "t2"))}
+        if luck.random() < 0.3:
+            fields["key"] = f"{queue} {luck.randrange(5)}"
+            fields["room"] = 4 if luck.random() < 0.97 else luck.randrange(1, 9)
+        if luck.random() < 0.03:
+            fields["delay"] = 1_000
+        if luck.random() < 0.06 and jobs:
+            fields["after"] = (luck.choice((dead, luck.choice(jobs).id)),)
+            fields["on_parent_failure"] = luck.choice(("cancel", "continue", "hold"))
+        jobs.append(new_job(queue=queue, **fields))
+    return jobs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_batch_comes_to_what_its_jobs_would_come_to_one_by_one(ferry: Ferry, seed: int) -> None:
+    dead = ferry.add()
+    ferry.finish_next(OutcomeKind.DEAD)
+    queues = ("together", "apart")
+    ferry.run(
+        ferry.store.declare([QueueSettings(name=queue, fair=True, weights={"t1": 2.5}) for queue in queues])
+    )
+    together, apart = (_jobs_of_all_kinds(random.Random(seed), queue, dead) for queue in queues)
+
+    ferry.enqueue(*together)
+    for job in apart:
+        ferry.enqueue(job)
+
+    assert ferry.states([job.id for job in together]) == ferry.states([job.id for job in apart])
+    orders = [
+        [ids.index(claim.id) for claim in ferry.claim(200, plan=[Take(queue, 0, 200)])]
+        for queue, ids in zip(queues, ([job.id for job in jobs] for jobs in (together, apart)), strict=True)
+    ]
+    assert orders[0] == orders[1]
+    assert len(orders[0]) > 80

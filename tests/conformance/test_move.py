@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ferryman.clock import ManualClock
 from ferryman.config import BlobSettings
 from ferryman.errors import ConfigError, FerrymanError, PayloadError, StoreUnavailable
-from ferryman.io.operation import perform
+from ferryman.io.operation import Operation, perform
 from ferryman.job import Job, JobId, OutcomeKind, State
 from ferryman.moving import arriving, mover
 from ferryman.moving.mover import MOVED, Moved, Mover, Watch
@@ -191,7 +192,7 @@ def _owner(ferry: Ferry) -> str:
 def test_a_move_that_was_begun_goes_to_no_other_store(ferry: Ferry, ground: Ground) -> None:
     there, elsewhere = ground.open(SHARED[0]), ground.open(SHARED[0])
     ferry.add()
-    write_record(ferry.store, Record.new("owner", there.url, ()))
+    write_record(ferry.store, Record.new("owner", there.url, (), 0))
 
     with pytest.raises(ConfigError, match="was begun and has not ended"):
         ship(ferry.store, elsewhere)
@@ -236,20 +237,82 @@ def test_a_job_that_is_cancelled_after_it_was_copied_is_cancelled_in_both_stores
     ferry: Ferry, ground: Ground
 ) -> None:
     there = ground.open(SHARED[0])
-    ids = ferry.add_many(3)
+    ids = ferry.add_many(4)
 
     def change_ones_mind(what: str, *_: object) -> None:
         if what == "copied":
-            ferry.cancel(ids[1])
+            ferry.cancel(ids[1], reason="the customer has left")
+            ferry.cancel(ids[3])
 
     ship(ferry.store, there, change_ones_mind)
 
-    assert [job.state for job in jobs_of(there).values()][::-1] == [
-        State.READY,
-        State.CANCELLED,
-        State.READY,
+    assert [(job.state, job.reason) for job in jobs_of(there).values()][::-1] == [
+        (State.READY, None),
+        (State.CANCELLED, "the customer has left"),
+        (State.READY, None),
+        (State.CANCELLED, None),
     ]
     assert not ferry.jobs()
+
+
+def test_a_job_that_is_cancelled_just_before_it_is_forgotten_is_cancelled_in_the_second_store(
+    ferry: Ferry, ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ground.open(SHARED[0])
+    ids = ferry.add_many(3)
+    forget = ferry.store.forget
+    cancelled: list[int] = []
+
+    def forget_a_moment_later(*args: Any) -> Operation[int]:
+        if not cancelled:
+            cancelled.append(ferry.cancel(ids[1], reason="at the last moment"))
+        return forget(*args)
+
+    monkeypatch.setattr(ferry.store, "forget", forget_a_moment_later)
+    moved = ship(ferry.store, there)
+
+    found = jobs_of(there)
+    assert cancelled == [1]
+    assert (found[ids[1]].state, found[ids[1]].reason) == (State.CANCELLED, "at the last moment")
+    assert moved.jobs.total() == 3
+    assert not ferry.jobs()
+
+
+def test_a_job_that_was_cancelled_before_a_move_that_broke_off_and_runs_in_the_second_store_goes_on(
+    ferry: Ferry, ground: Ground
+) -> None:
+    there = ground.open(SHARED[0])
+    (job,) = ferry.add_many(1)
+    ferry.cancel(job)
+    with pytest.raises(KeyboardInterrupt):
+        ship(ferry.store, there, _die, history=True)
+    ferry.run(ferry.store.unlock(LOCK, _owner(ferry)))
+
+    there.runner().run(there.replay(Filter(ids=(job,)), 1))
+    ship(ferry.store, there, history=True)
+
+    assert jobs_of(there)[job].state is State.READY
+    assert not ferry.jobs()
+
+
+@pytest.mark.parametrize("history", [False, True], ids=["pending", "all"])
+def test_a_job_that_is_cancelled_while_a_move_is_broken_off_is_cancelled_in_the_second_store(
+    ferry: Ferry, ground: Ground, history: bool
+) -> None:
+    there = ground.open(SHARED[0])
+    kept, job = ferry.add_many(2)
+    ferry.clock.advance(1)
+    with pytest.raises(KeyboardInterrupt):
+        ship(ferry.store, there, _die, history=history)
+    ferry.run(ferry.store.unlock(LOCK, _owner(ferry)))
+    ferry.clock.advance(1)
+
+    ferry.cancel(job, reason="meanwhile")
+    ship(ferry.store, there, history=history)
+
+    found = jobs_of(there)
+    assert found[kept].state is State.READY
+    assert (found[job].state, found[job].reason) == (State.CANCELLED, "meanwhile")
 
 
 def test_two_moves_of_one_store_do_not_meet(ferry: Ferry, ground: Ground) -> None:

@@ -7,10 +7,14 @@ import contextlib
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.abc import Buffer
 from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
+from psycopg.types.string import TextLoader
 
 from ferryman import Ferryman
 from ferryman.errors import ConfigError
@@ -83,6 +87,71 @@ def test_a_coroutine_does_not_find_what_the_last_one_has_set_for_the_session(tmp
     places.leave_postgres(tmp_path)
     assert first == second
     assert found == [(False,) * 6]
+
+
+class Shouting(TextLoader):
+    def load(self, data: Buffer) -> str:
+        return str(super().load(data)).upper()
+
+
+_WHAT_IS_READ = """SELECT 'abc'::text, '{"a": 1}'::json"""
+
+_SAY_SOMETHING = "DO $$ BEGIN RAISE NOTICE 'between us'; END $$"
+
+
+def _settle_in(connection: Any, heard: list[object]) -> None:
+    connection.adapters.register_loader("text", Shouting)
+    set_json_loads(lambda _: "mine", connection)
+    connection.add_notice_handler(heard.append)
+    connection.prepare_threshold = 0
+    connection.row_factory = dict_row
+
+
+def test_a_borrower_does_not_find_what_the_last_one_has_set_on_this_side(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+    heard: list[object] = []
+    with app.store.transaction() as connection:
+        _settle_in(connection, heard)
+        connection.execute(_WHAT_IS_READ)
+        first, before = connection.info.backend_pid, connection
+
+    with app.store.transaction() as connection:
+        second, threshold = connection.info.backend_pid, connection.prepare_threshold
+        read = connection.execute(_WHAT_IS_READ).fetchall()
+        connection.execute(_SAY_SOMETHING)
+        with pytest.raises(psycopg.OperationalError, match="closed"):
+            before.execute("SELECT 'from an earlier life'")
+
+    app.close()
+    places.leave_postgres(tmp_path)
+    assert first == second
+    assert (read, threshold, heard) == ([("abc", {"a": 1})], None, [])
+
+
+def test_a_coroutine_does_not_find_what_the_last_one_has_set_on_this_side(tmp_path: Path) -> None:
+    app = Ferryman(places.postgres(tmp_path))
+    heard: list[object] = []
+
+    async def borrow() -> tuple[int, int, object]:
+        async with app.store.atransaction() as connection:
+            _settle_in(connection, heard)
+            await connection.execute(_WHAT_IS_READ)
+            first, before = connection.info.backend_pid, connection
+        async with app.store.atransaction() as connection:
+            second, threshold = connection.info.backend_pid, connection.prepare_threshold
+            read = await (await connection.execute(_WHAT_IS_READ)).fetchall()
+            await connection.execute(_SAY_SOMETHING)
+            with pytest.raises(psycopg.OperationalError, match="closed"):
+                await before.execute("SELECT 'from an earlier life'")
+        app.store.close()
+        return first, second, (read, threshold)
+
+    first, second, found = asyncio.run(borrow())
+
+    app.close()
+    places.leave_postgres(tmp_path)
+    assert first == second
+    assert (found, heard) == (([("abc", {"a": 1})], None), [])
 
 
 def test_a_connection_that_was_given_another_isolation_is_not_lent_again(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from ferryman import Ferryman
+from ferryman import Ferryman, once
 from ferryman.clock import ManualClock
 from ferryman.context import SoftTimeout
 from ferryman.errors import ConfigError, PayloadError
 from ferryman.io.operation import Operation
+from ferryman.once import Once
 from ferryman.store.memory.runner import AsyncMemoryRunner, MemoryRunner
 from tests.services.redis import redis_server
 
@@ -215,6 +216,79 @@ def test_a_call_is_noted_though_its_coroutine_is_cancelled_meanwhile(
 
     again = app.once("k", lambda: "another")
     assert (again.value, again.duplicate) == ("receipt", True)
+
+
+@pytest.mark.parametrize("hangs_at", [1, 2], ids=["taking", "noting"])
+def test_a_cancelled_coroutine_does_not_wait_for_a_store_that_hangs(
+    app: Ferryman, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, hangs_at: int
+) -> None:
+    monkeypatch.setattr(once, "_PATIENCE", 0.05)
+
+    async def call() -> str:
+        return "receipt"
+
+    async def live() -> tuple[bool, Once[str]]:
+        run, names = AsyncMemoryRunner.run, []
+        asked, answers = asyncio.Event(), asyncio.Event()
+
+        async def run_late(runner: AsyncMemoryRunner, operation: Operation[Any]) -> Any:
+            names.append(operation.name)
+            if names.count("kv_put") < hangs_at:
+                return await run(runner, operation)
+            answer = await run(runner, operation)
+            asked.set()
+            await answers.wait()
+            return answer
+
+        monkeypatch.setattr(AsyncMemoryRunner, "run", run_late)
+        making = asyncio.create_task(app.aonce("k", call))
+        await asked.wait()
+        making.cancel()
+        await asyncio.wait([making], timeout=30)
+        was_cancelled = making.cancelled()
+        answers.set()
+        while asyncio.all_tasks() != {asyncio.current_task()}:
+            await asyncio.sleep(0)
+        clock.advance(1)
+        return was_cancelled, await app.aonce("k", call)
+
+    was_cancelled, again = asyncio.run(live())
+
+    assert was_cancelled
+    assert (again.value, again.duplicate) == ("receipt", hangs_at == 2)
+
+
+@pytest.mark.parametrize("hangs_at", [1, 2], ids=["taking", "noting"])
+def test_a_stopped_thread_does_not_wait_for_a_store_that_hangs(
+    app: Ferryman, clock: ManualClock, monkeypatch: pytest.MonkeyPatch, hangs_at: int
+) -> None:
+    monkeypatch.setattr(once, "_PATIENCE", 0.05)
+    run, names, answers = MemoryRunner.run, [], threading.Event()
+    stopped = threading.current_thread()
+
+    def run_late(runner: MemoryRunner, operation: Operation[Any]) -> Any:
+        names.append(operation.name)
+        if names.count("kv_put") < hangs_at or answers.is_set():
+            return run(runner, operation)
+        answer = run(runner, operation)
+        if threading.current_thread() is stopped:
+            raise SoftTimeout
+        assert answers.wait(30)
+        return answer
+
+    monkeypatch.setattr(MemoryRunner, "run", run_late)
+    with pytest.raises(SoftTimeout):
+        app.once("k", lambda: "receipt")
+    was_hanging = not answers.is_set()
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "ferryman-aside":
+            thread.join()
+    clock.advance(1)
+    again = app.once("k", lambda: "receipt")
+
+    assert was_hanging
+    assert (again.value, again.duplicate) == ("receipt", hangs_at == 2)
 
 
 def test_whoever_comes_while_the_call_is_made_waits_for_its_result() -> None:

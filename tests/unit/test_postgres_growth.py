@@ -202,6 +202,9 @@ BATCHES: dict[str, Batch] = {
     "of many keys": _enqueue(lambda number: {"queue": "keyed", "key": f"k{number}"}),
     "of one key, fair": _enqueue(lambda number: {"queue": "fair", "key": "fair"}),
     "of a wide key, fair": _enqueue(lambda number: {"queue": "fair", "key": "fair and wide", "room": LARGE}),
+    "of a wide key, fair, and one of another room": _enqueue(
+        lambda number: {"queue": "fair", "key": "two rooms", "room": 500 + 100 * (number == LARGE // 2)}
+    ),
     "of many keys, fair": _enqueue(lambda number: {"queue": "fair", "key": f"f{number}"}),
     "unique": _enqueue(lambda number: {"queue": "unique", "unique": UniqueKey(new_id())}),
     "children": _children(None),
@@ -269,3 +272,30 @@ def test_what_a_batch_has_in_common_is_written_a_few_times(
         (after,) = young.connection.execute(written, [table]).fetchone() or (0,)
 
     assert 0 < after - before <= 5
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"key": "later", "delay": 1_000},
+        {"key": "child", "after": True},
+        {"after": True, "on_parent_failure": "continue"},
+        {"key": "narrow", "room": 2},
+        {"key": "two rooms"},
+    ],
+    ids=["later", "waiting", "going-on", "widening", "of-another-room"],
+)
+def test_a_job_that_is_not_like_the_others_leaves_those_together(young: Young, odd: dict[str, Any]) -> None:
+    tenant = f"beside {odd}"
+    batch = [job(queue="fair", tenant=tenant) for _ in range(LARGE)]
+    after = {"after": (batch[0].id,)} if "after" in odd else {}
+    batch[LARGE // 2] = job(queue="fair", tenant=tenant, **{**odd, **after})
+    batch[LARGE // 4] = job(queue="fair", tenant=tenant, key="two rooms", room=2)
+    young.run(young.store.enqueue([job(queue="keyed", key="narrow", room=1) for _ in range(2)]))
+    written = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_xact_user_tables WHERE schemaname = 'young' AND relname = 'tenant'"
+
+    with young.connection.transaction():
+        young.run(young.store.enqueue(batch))
+        (count,) = young.connection.execute(written).fetchone() or (0,)
+
+    assert 0 < count <= 10

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -15,10 +16,14 @@ import pytest
 
 from ferryman import Context, Ferryman
 from ferryman.errors import StoreBusy, StoreUnavailable
+from ferryman.io.operation import Operation
 from ferryman.io.postgres import performing
-from ferryman.job import State
+from ferryman.job import NewJob, Outcome, OutcomeKind, State, WorkerId, new_id
+from ferryman.store.open import open_store
+from ferryman.store.records import JobNote, Take
 from tests.end_to_end.harness import wait_for
 from tests.services import places
+from tests.unit.postgres_scene import info_of
 
 Use = Callable[[Ferryman, Any], object]
 
@@ -156,3 +161,75 @@ def test_notes_of_a_job_that_has_completed_in_an_open_transaction_hold_up_no_oth
         wait_for(lambda: all(job.record().state is State.SUCCEEDED for job in beside), timeout=30)
         go_on.set()
         wait_for(lambda: long.record().state is State.SUCCEEDED)
+
+
+@pytest.mark.parametrize("key", [None, "k"], ids=["plain", "keyed"])
+def test_notes_of_a_job_that_has_completed_in_an_open_transaction_wait_for_nobody(
+    app: Ferryman, user: psycopg.Connection[Any], key: str | None
+) -> None:
+    store, me = app.store, WorkerId("me")
+    run = store.runner().run
+    run(store.register(info_of(me), 60_000))
+    job = app.tasks["work"].options(key=key, queue="its own").enqueue()
+    (claim,) = run(store.claim(me, [Take("its own", 0, 1)], 1)).jobs
+    guest = store.using(user)
+    guest.runner.run(store.settle(me, [Outcome(claim.id, claim.lease, OutcomeKind.SUCCEEDED)]))
+    annotate = store.annotate(me, [JobNote(claim.id, claim.lease, 0.5, "half")])
+
+    with ThreadPoolExecutor(1) as pool:
+        noting = pool.submit(run, annotate)
+        try:
+            with pytest.raises(StoreBusy, match="some program holds open"):
+                noting.result(timeout=5)
+        finally:
+            user.commit()
+
+    assert job.record().state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("verb", ["rescue", "leave"])
+def test_nobody_waits_at_the_gate_for_a_job_that_has_completed_in_an_open_transaction(
+    app: Ferryman, user: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(performing, "_PATIENCE", 0.1)
+    store, lost = app.store, WorkerId("lost")
+    run = store.runner().run
+    run(store.register(info_of(lost), 60_000))
+    job = app.tasks["work"].options(queue="its own").enqueue()
+    (claim,) = run(store.claim(lost, [Take("its own", 0, 1)], 1)).jobs
+    store.using(user).runner.run(store.settle(lost, [Outcome(claim.id, claim.lease, OutcomeKind.SUCCEEDED)]))
+    take_back: Operation[Any] = store.rescue([lost]) if verb == "rescue" else store.leave(lost)
+    other = open_store(app.settings.url)
+
+    with ThreadPoolExecutor(1) as pool:
+        taking_back = pool.submit(run, take_back)
+        try:
+            with pytest.raises(StoreBusy, match="some program holds open"):
+                taking_back.result(timeout=5)
+            other.runner().run(other.enqueue([NewJob(id=new_id(), task="work", args=b"[]", key="k")]))
+        finally:
+            user.commit()
+            other.close()
+
+    assert job.record().state is State.SUCCEEDED
+    run(store.rescue([lost]))
+    assert [worker.info.id for worker in run(store.workers(alive=True))] == []
+
+
+def test_many_who_wait_leave_the_line_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(performing, "time", SimpleNamespace(monotonic=lambda: now))
+    held = performing.Held()
+    waiting = [held.pauses() for _ in range(50)]
+    again = [(next(each), each) for each in waiting]
+    tries = 0
+
+    while again:
+        now, who = min(again, key=lambda each: each[0])
+        again.remove((now, who))
+        tries += 1
+        if (pause := next(who, None)) is not None:
+            again.append((now + pause, who))
+
+    assert now == pytest.approx(5)
+    assert 50 <= tries <= 50 * 4

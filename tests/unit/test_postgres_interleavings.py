@@ -13,7 +13,7 @@ import pytest
 from ferryman.errors import QueueFull, StoreBusy
 from ferryman.io.postgres import performing
 from ferryman.job import JobId, State, UniqueKey, WorkerId
-from ferryman.store.records import Enqueued, Filter, Order, Orders, Pruned, Retention, WorkerStatus
+from ferryman.store.records import Enqueued, Entry, Filter, Order, Orders, Pruned, Retention, WorkerStatus
 from tests.services import places
 from tests.unit.postgres_scene import PLAN, VERBS, Scene, Session, check
 
@@ -126,6 +126,24 @@ def test_a_prune_beside_another_leaves_the_work_to_that_one(
     one.end()
     assert beside == Pruned(0, more=False)
     assert scene.run(prune) == Pruned(1, more=True)
+
+
+def test_a_key_that_a_prune_takes_away_just_as_it_is_put_anew_is_free(scene: Scene) -> None:
+    scene.again()
+    assert scene.run(scene.store.kv_put("old", b"then", expected=None, ttl=1)) is not None
+    scene.clock.advance(120)
+    # Fires when the insert has met the row that is over, and before anything else is tried.
+    scene.admin.execute(
+        "CREATE FUNCTION prune_now() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN DELETE FROM kv WHERE key = 'old' AND value = 'then'; RETURN NULL; END $$;"
+        "CREATE TRIGGER prune_now AFTER INSERT ON kv FOR EACH STATEMENT EXECUTE FUNCTION prune_now()"
+    )
+
+    version = scene.run(scene.store.kv_put("old", b"now", expected=None, ttl=60_000))
+
+    scene.admin.execute("DROP FUNCTION prune_now CASCADE")
+    assert version is not None
+    assert scene.run(scene.store.kv_get("old")) == Entry(b"now", version)
 
 
 def test_jobs_that_come_to_life_or_get_children_while_a_prune_waits_for_the_gate_stay(

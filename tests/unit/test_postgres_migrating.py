@@ -309,6 +309,19 @@ def test_a_url_is_taken_apart() -> None:
     assert address.shown == "postgresql://me@h:1/jobs?schema=port"
 
 
+def test_the_url_that_is_shown_tells_databases_apart() -> None:
+    url = (
+        "postgresql:///?port=5433&password=s3cret&schema=own&dbname=shop&host=/run/postgresql&sslmode=disable"
+    )
+    odd = "postgresql://me:a/b?host=s3cret@h/jobs"
+
+    assert parse_url(url).shown == "postgresql:///?host=/run/postgresql&port=5433&dbname=shop&schema=own"
+    assert parse_url("postgresql://h/?service=shop").shown == "postgresql://h/?service=shop"
+    with pytest.raises(ConfigError) as error:
+        parse_url(odd)
+    assert "s3cret" not in str(error.value)
+
+
 def test_a_url_may_leave_all_to_the_environment() -> None:
     address = parse_url("postgresql://")
 

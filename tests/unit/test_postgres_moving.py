@@ -193,3 +193,33 @@ def test_a_backup_has_each_child_behind_a_parent_whose_producer_was_slow_to_comm
 
     assert saved.jobs == 5
     assert run_all(there) == [other, first, parent, *children]
+
+
+def test_a_cancel_is_passed_on_though_somebody_has_the_job_in_hand(
+    url: str, here: Store, there: Store, session: psycopg.Connection[object]
+) -> None:
+    jobs = [enqueue(there), enqueue(there)]
+    onlooker = open_store(url)
+
+    def states() -> list[State | None]:
+        return [None if job is None else job.state for job in onlooker.runner().run(onlooker.get(jobs))]
+
+    def let_go_in_time() -> None:
+        while State.CANCELLED not in states():
+            time.sleep(0.001)
+        session.rollback()
+
+    witness = threading.Thread(target=let_go_in_time)
+
+    def cancel(what: str, *_: object) -> None:
+        if what == "copied":
+            schema = url.partition("?schema=")[2]
+            session.execute(f"SELECT FROM {schema}.job WHERE id = %s FOR UPDATE", (jobs[1],))
+            there.runner().run(there.cancel(Filter(ids=tuple(jobs)), 2))
+            witness.start()
+
+    ship(there, here, cancel)
+    witness.join()
+
+    assert states() == [State.CANCELLED, State.CANCELLED]
+    onlooker.close()

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from ferryman.clock import ManualClock
-from ferryman.errors import QueueFull, UnknownParent, WorkerGone
+from ferryman.errors import QueueFull, StoreBusy, UnknownParent, WorkerGone
 from ferryman.io.operation import Operation
 from ferryman.job import JobId, NewJob, Outcome, OutcomeKind, State, UniqueKey, WorkerId, new_id
 from ferryman.store.open import open_store
@@ -127,10 +127,16 @@ def work(storm: Storm, store: Store, luck: random.Random) -> None:
             JobNote(each.id, each.lease, luck.random(), "so far")
             for each in luck.sample(outcomes, len(outcomes) // 2)
         ]
-        said: list[Operation[Any]] = [store.annotate(worker, notes)] if notes else []
-        said += [store.settle(worker, outcomes)] if outcomes else []
+        noted: list[Operation[Any]] = [store.annotate(worker, notes)] if notes else []
+        said: list[Operation[Any]] = [store.settle(worker, outcomes)] if outcomes else []
+        said.append(store.claim(worker, PLAN, 30))
         try:
-            answers = run_all([*said, store.claim(worker, PLAN, 30)])
+            try:
+                answers = run_all([*noted, *said])
+            except StoreBusy:
+                # Notes wait for nobody: a job of them is being steered.
+                assert noted
+                answers = run_all(said)
         except WorkerGone:
             return
         for outcome, kept in zip(outcomes, answers[-2] if outcomes else (), strict=True):

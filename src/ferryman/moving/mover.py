@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from itertools import takewhile
+from itertools import compress, takewhile
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -40,6 +40,9 @@ MOVED = (*sorted(PENDING), State.DEAD)
 
 _HISTORY = (*MOVED, State.SUCCEEDED, State.CANCELLED, State.EXPIRED)
 
+_NOT_CANCELLED = tuple(sorted(set(State) - {State.CANCELLED}))
+_UNFINISHED = (*sorted(PENDING), State.RUNNING)
+
 _PAGE = 500
 _LOOK_AGAIN = 0.25
 _BARREN = 200
@@ -64,15 +67,21 @@ class _Page(NamedTuple):
     """Jobs that a round has met: as little of them as can be, since they may be millions."""
 
     ids: bytes
+    pending: bytes
+    """For each of them, 1 if it was pending when it was packed, else 0."""
     kinds: Counter[tuple[str, State]]
 
     @classmethod
     def of(cls, parcels: Sequence[Parcel]) -> _Page:
         ids = bytes.fromhex("".join([parcel.job.id for parcel in parcels]))
-        return cls(ids, Counter((parcel.job.queue, parcel.state) for parcel in parcels))
+        pending = bytes([parcel.state in PENDING for parcel in parcels])
+        return cls(ids, pending, Counter((parcel.job.queue, parcel.state) for parcel in parcels))
 
     def split(self) -> list[JobId]:
         return [JobId(self.ids[start : start + 16].hex()) for start in range(0, len(self.ids), 16)]
+
+    def split_pending(self) -> set[JobId]:
+        return set(compress(self.split(), self.pending))
 
 
 class Mover:
@@ -137,9 +146,9 @@ class Mover:
         self._hold_lock()
         if known is None:
             paused = [queue.settings.name for queue in self._here(self.here.queues()) if queue.paused]
-            record = Record.new(self._owner, self.there.url, tuple(paused))
+            record = Record.new(self._owner, self.there.url, tuple(paused), self._here(self.here.time()))
         else:
-            record = Record.new(self._owner, self.there.url, known.paused, known.name)
+            record = Record.new(self._owner, self.there.url, known.paused, known.begun, known.name)
         self._arriving = Arriving(self.there, record.name)
         try:
             # A store that is not there, or takes no writes, is no place to which a move was begun.
@@ -155,6 +164,8 @@ class Mover:
                 f"{self.here.url} and {self.there.url} are the same store; there is nothing to move"
             )
         self._hold()
+        if known is not None:
+            self._pass_on_cancels_since(record.begun)
         return record
 
     def _end(self, record: Record) -> None:
@@ -287,9 +298,11 @@ class Mover:
             ids = page.split()
             there = _ids_in(self.there, ids)
             found = [id_ for id_ in ids if id_ in there]
-            if found:
-                self._pass_on_cancels(found)
-            gone = self._here(self.here.forget(found))
+            # A job that is cancelled before it is forgotten stays until the second store knows of it.
+            gone = self._here(self.here.forget(found, _NOT_CANCELLED))
+            if gone < len(found):
+                self._pass_on_cancels(self._cancelled(found, page.split_pending()))
+                gone += self._here(self.here.forget(found))
             self.moved.jobs.update(page.kinds)
             if gone < len(ids):
                 left = self._still_here(ids)
@@ -298,12 +311,28 @@ class Mover:
             self._watch("verified and forgotten", forgotten, max(total, forgotten))
         return forgotten
 
-    def _pass_on_cancels(self, ids: Sequence[JobId]) -> None:
-        """Of jobs that were cancelled here after they had been copied."""
+    def _cancelled(self, ids: Sequence[JobId], pending: Collection[JobId]) -> list[Job]:
+        """Those that were cancelled here after they had been copied. One that was cancelled before may have been replayed
+        there since."""
         which = Filter(ids=tuple(ids), states=(State.CANCELLED,))
-        cancelled = tuple(job.id for job in self._here(self.here.find(which, len(ids))))
-        if cancelled:
-            self._there(self.there.cancel(Filter(ids=cancelled), len(cancelled)))
+        return [job for job in self._here(self.here.find(which, len(ids))) if job.id in pending]
+
+    def _pass_on_cancels(self, jobs: Sequence[Job]) -> None:
+        by_reason: dict[str | None, list[JobId]] = {}
+        for job in jobs:
+            by_reason.setdefault(job.reason, []).append(job.id)
+        for reason, ids in by_reason.items():
+            which = Filter(ids=tuple(ids), states=_UNFINISHED)
+            while self._there(self.there.cancel(which, len(ids), reason)):
+                pass
+
+    def _pass_on_cancels_since(self, begun: int) -> None:
+        """A move that was killed may have copied jobs that were cancelled here after that, which no round will meet."""
+        which, before = Filter(states=(State.CANCELLED,)), None
+        while page := self._here(self.here.find(which, _PAGE, before)):
+            self._hold()
+            self._pass_on_cancels([job for job in page if (job.finished_at or 0) > begun])
+            before = page[-1].seq
 
     def _still_here(self, ids: Sequence[JobId]) -> list[Job]:
         return self._here(self.here.find(Filter(ids=tuple(ids)), len(ids)))

@@ -35,15 +35,17 @@ class Record(msgspec.Struct, frozen=True):
     """The process that moves."""
     name: str = ""
     """Of the move itself; it stays the same when it is begun again."""
+    begun: int = 0
+    """When it began first, by the time of the store from which the jobs go."""
 
     @classmethod
-    def new(cls, owner: str, to: str, paused: tuple[str, ...], name: str = "") -> Record:
+    def new(cls, owner: str, to: str, paused: tuple[str, ...], begun: int, name: str = "") -> Record:
         """Of a move by this process."""
         info = WorkerInfo(
             id=WorkerId(owner), host=socket.gethostname(), place=place(), pid=os.getpid(),
             pid_birth=process_birth(os.getpid()), queues=(), tasks=(), concurrency=0,
         )  # fmt: skip
-        return cls(owner, to, paused, info, name or owner)
+        return cls(owner, to, paused, info, name or owner, begun)
 
 
 _encode = msgspec.msgpack.Encoder().encode

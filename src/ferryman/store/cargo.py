@@ -94,9 +94,10 @@ class Moving(Protocol):
         """
         ...
 
-    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
+    def forget(self, ids: Sequence[JobId], states: Sequence[State] = ()) -> Operation[int]:
         """Delete jobs that live elsewhere now; answers how many. As `delete`, but nobody is told: children that wait
-        for one of them go on waiting, until they are forgotten too. Running ones stay."""
+        for one of them go on waiting, until they are forgotten too. Running ones stay, and so do those that are in none of
+        the states, if any is named."""
         ...
 
 

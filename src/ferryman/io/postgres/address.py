@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -23,6 +24,9 @@ _WITH_USER = re.compile(r"\w+://[^/@]*@")
 
 _LIBPQ = frozenset((*(option.keyword.decode() for option in Conninfo.get_defaults()), "ssl"))
 """Options that this libpq knows; the last is another word for sslmode."""
+
+_PLACE = ("service", "host", "hostaddr", "port", "dbname")
+"""Options that say which database it is."""
 
 _DEFAULTS: dict[str, str] = {
     "fallback_application_name": "ferryman",
@@ -45,7 +49,7 @@ class Address(NamedTuple):
     """The same, for the connection that listens for bells; None if there shall be none."""
     schema: str
     shown: str
-    """The URL without passwords."""
+    """The URL without passwords: the scheme, what says which database it is, and the schema."""
 
 
 def parse_url(url: str) -> Address:
@@ -76,7 +80,7 @@ def parse_url(url: str) -> Address:
             f"the store URL {shown(url)!r} has a schema= that cannot be the name of a schema of Ferryman's; "
             "write small letters, digits and underscores, 41 at most, not beginning with a digit or pg_"
         )
-    address = shown(base) + ("" if schema == DEFAULT_SCHEMA else f"?schema={schema}")
+    address = _shown(base, others, schema)
     conninfo = _conninfo(f"{base}?{'&'.join(others)}", f"the store URL {address!r}")
     return Address(conninfo, _listen(own["listen"], conninfo, address), schema, address)
 
@@ -90,6 +94,15 @@ def _cut(url: str) -> tuple[str, str]:
     if "@" in place:
         raise stray_at(url)
     return user + place, query
+
+
+def _shown(base: str, options: Sequence[str], schema: str) -> str:
+    said = [] if schema == DEFAULT_SCHEMA else [f"schema={schema}"]
+    # With an "@" in it, it may be a piece of a password.
+    if not any("@" in option for option in options):
+        named = {unquote(option.partition("=")[0]): option for option in options}
+        said = [named[name] for name in _PLACE if name in named] + said
+    return shown(base) + ("?" if said else "") + "&".join(said)
 
 
 def _listen(listen: str, conninfo: str, address: str) -> str | None:

@@ -16,7 +16,17 @@ from ferryman.io.postgres.failures import lost, unreachable
 from ferryman.io.postgres.performing import Attempt, Rows
 from ferryman.io.postgres.talk import ISOLATION, Talk
 
-__all__ = ["AsyncSession", "Session", "aconnect", "atransact", "connect", "drop", "is_alive", "transact"]
+__all__ = [
+    "AsyncSession",
+    "Session",
+    "aconnect",
+    "atransact",
+    "connect",
+    "drop",
+    "is_alive",
+    "is_at_rest",
+    "transact",
+]
 
 
 class Session(psycopg.Connection[Any]):
@@ -104,7 +114,7 @@ def transact(connection: Session, address: Address, attempt: Attempt, now: int |
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             connection.rollback()
-        if not _is_at_rest(connection):
+        if not is_at_rest(connection):
             drop(connection)
             raise lost(address, error) from error
         raise
@@ -119,13 +129,13 @@ async def atransact(
     except Exception as error:
         with contextlib.suppress(psycopg.Error):
             await connection.rollback()
-        if not _is_at_rest(connection):
+        if not is_at_rest(connection):
             drop(connection)
             raise lost(address, error) from error
         raise
 
 
-def _is_at_rest(connection: AnyConnection) -> bool:
+def is_at_rest(connection: AnyConnection) -> bool:
     """Whether nothing is left of what was performed, such as a pipeline that has not come to its end."""
     server = connection.pgconn
     return (

@@ -21,11 +21,11 @@ from ferryman.io.postgres.failures import is_held, is_read_only, is_schema_missi
 from ferryman.io.postgres.performing import (
     MOST_AT_ONCE,
     Attempt,
+    Held,
     Pause,
     Rows,
     Ticket,
     bring_through,
-    pauses_while_held,
 )
 from ferryman.io.postgres.requests import Statement
 
@@ -58,6 +58,7 @@ class Database:
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._tickets: deque[Ticket] = deque()
+        self._held = Held()
 
     def start_anew(self) -> None:
         """After a fork, in the child: what waits is the parent's, as are its connections and threads."""
@@ -76,7 +77,7 @@ class Database:
             return []
         ticket = self._send(statements)
         if patient and is_held(ticket.error):
-            for pause in pauses_while_held():
+            for pause in self._held.pauses():
                 time.sleep(pause)
                 ticket = self._send(statements)
                 if not is_held(ticket.error):

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
 
 from ferryman.errors import ConfigError, StoreReadOnly
 from ferryman.io.postgres.address import Address
-from ferryman.io.postgres.connections import drop, is_alive
+from ferryman.io.postgres.connections import drop, is_alive, is_at_rest
 from ferryman.io.postgres.failures import unreachable
 
 __all__ = ["Lender"]
@@ -22,9 +21,12 @@ __all__ = ["Lender"]
 _IDLE = 8
 """Connections kept for the next borrower, at most: of a process, and of each event loop."""
 
-_AS_NEW = "DISCARD ALL"
+_AS_NEW = (
+    "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
+    " SELECT pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES"
+)
 """What the last borrower has set for the session goes: its role and search_path, the tenant that row level security looks at,
-advisory locks."""
+advisory locks. It is DISCARD ALL without the plans, which nobody can see and which cost more to make anew than a settle."""
 
 _READ_ONLY = (psycopg.errors.ReadOnlySqlTransaction, StoreReadOnly)
 
@@ -68,9 +70,10 @@ class Lender:
             _forget(idle, connection)
             raise
         finally:
-            with _giving_back(idle, connection) as is_kept:
-                if is_kept:
-                    connection.execute(_AS_NEW)
+            with _giving_back(idle, connection) as fresh:
+                if fresh is not None:
+                    fresh.autocommit = True
+                    fresh.execute(_AS_NEW)
 
     @contextlib.asynccontextmanager
     async def atransaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -85,9 +88,10 @@ class Lender:
             _forget(idle, connection)
             raise
         finally:
-            with _giving_back(idle, connection) as is_kept:
-                if is_kept:
-                    await connection.execute(_AS_NEW)
+            with _giving_back(idle, connection) as fresh:
+                if fresh is not None:
+                    await fresh.set_autocommit(True)
+                    await fresh.execute(_AS_NEW)
 
     def close(self) -> None:
         """Close what nobody has borrowed."""
@@ -141,27 +145,29 @@ def _forget(idle: list[Any], connection: Any) -> None:
 
 
 @contextlib.contextmanager
-def _giving_back(idle: list[Any], connection: Any) -> Iterator[bool]:
-    """Answers whether it will be another borrower's, once it is made as new; if that fails, it will not."""
-    is_idle = connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.IDLE
-    is_kept = is_idle and _is_unchanged(connection) and len(idle) < _IDLE
+def _giving_back(idle: list[Any], connection: Any) -> Iterator[Any]:
+    """Answers what will be another borrower's, once its session is made as new; if that fails, it will not. None if it is
+    not kept at all."""
+    if not is_at_rest(connection) or len(idle) >= _IDLE:
+        drop(connection)
+        yield None
+        return
+    fresh = _renewed(connection)
     try:
         with contextlib.suppress(psycopg.Error):
-            yield is_kept
-            if is_kept:
-                idle.append(connection)
-                return
+            yield fresh
+            idle.append(fresh)
+            return
     except BaseException:
-        drop(connection)
+        drop(fresh)
         raise
-    drop(connection)
+    drop(fresh)
 
 
-def _is_unchanged(connection: Any) -> bool:
-    """Whether the next borrower gets from it what psycopg's documentation says, such as rows that are tuples."""
-    return (
-        connection.autocommit
-        and (connection.isolation_level, connection.read_only, connection.deferrable) == (None, None, None)
-        and connection.row_factory is tuple_row
-        and connection.cursor_factory in (psycopg.Cursor, psycopg.AsyncCursor)
-    )
+def _renewed(connection: Any) -> Any:
+    """Another object for the same session. It knows nothing of what the borrower has set on this side: type adapters, kinds of
+    rows, who hears notices. The one that he may still have in hand is closed."""
+    fresh = type(connection)(connection.pgconn)
+    fresh.prepare_threshold = None
+    connection.pgconn = psycopg.pq.PGconn()
+    return fresh

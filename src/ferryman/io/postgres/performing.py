@@ -22,11 +22,11 @@ __all__ = [
     "MOST_AT_ONCE",
     "Asked",
     "Attempt",
+    "Held",
     "Pause",
     "Rows",
     "Ticket",
     "bring_through",
-    "pauses_while_held",
 ]
 
 Rows = list[tuple[Any, ...]]
@@ -42,6 +42,9 @@ _PATIENCE = 5.0
 """Seconds for which something is asked for again that somebody's open transaction holds."""
 
 _HELD_FIRST, _HELD_MOST = 0.01, 0.2
+
+_HELD_EACH = 0.1
+"""Seconds more for each other one who waits so: a try takes the line for a tenth of that."""
 
 
 class Asked:
@@ -139,13 +142,28 @@ def bring_through(group: Sequence[Ticket]) -> Steps:
             ticket.error = error
 
 
-def pauses_while_held() -> Iterator[float]:
-    """Seconds to wait, again and again, before a ticket is sent once more that met somebody's open transaction. Whoever
-    waits is not in the line meanwhile: others go ahead."""
-    give_up, pause = time.monotonic() + _PATIENCE, _HELD_FIRST
-    while time.monotonic() < give_up:
-        yield random.uniform(pause / 2, pause)  # noqa: S311
-        pause = min(pause * 1.5, _HELD_MOST)
+class Held:
+    """Those of a line of statements who wait for what somebody's open transaction holds."""
+
+    def __init__(self) -> None:
+        self._waiting: set[object] = set()
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds to wait, again and again, before a ticket is sent once more that met somebody's open transaction. Whoever
+        waits is not in the line meanwhile: others go ahead, however many wait so."""
+        me = object()
+        self._waiting.add(me)
+        try:
+            give_up, most = time.monotonic() + _PATIENCE, _HELD_FIRST
+            while (left := give_up - time.monotonic()) > 0:
+                longest = max(most, _HELD_EACH * (len(self._waiting) - 1))
+                pause = random.uniform(longest / 2, longest)  # noqa: S311
+                yield min(pause, left)
+                if pause >= left:
+                    return
+                most = min(most * 1.5, _HELD_MOST)
+        finally:
+            self._waiting.discard(me)
 
 
 class _Bundle:

@@ -19,11 +19,11 @@ from ferryman.io.postgres.failures import is_held
 from ferryman.io.postgres.performing import (
     MOST_AT_ONCE,
     Asked,
+    Held,
     Pause,
     Rows,
     Ticket,
     bring_through,
-    pauses_while_held,
 )
 from ferryman.io.postgres.requests import Statement
 
@@ -119,6 +119,7 @@ class _Line:
         """The connection, if it is open."""
         self._era = 0
         """The database's, when it was opened."""
+        self._waiters = Held()
         # Weak: an app keeps a runner for each of its loops as long as the loop lives.
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -132,7 +133,7 @@ class _Line:
     async def perform(self, statements: Sequence[Statement]) -> list[Rows]:
         ticket = await self._send(statements)
         if is_held(ticket.error):
-            for pause in pauses_while_held():
+            for pause in self._waiters.pauses():
                 await asyncio.sleep(pause)
                 ticket = await self._send(statements)
                 if not is_held(ticket.error):

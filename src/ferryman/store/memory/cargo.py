@@ -152,9 +152,9 @@ def _go_on(book: Book, card: Card, now: int, parcel: Parcel) -> None:
         card.holds = True
 
 
-def forget(book: Book, now: int, ids: Sequence[JobId]) -> int:
+def forget(book: Book, now: int, ids: Sequence[JobId], states: Sequence[State]) -> int:
     cards = [book.cards[id_] for id_ in dict.fromkeys(ids) if id_ in book.cards]
-    gone = [card for card in cards if card.state is not _RUNNING]
+    gone = [card for card in cards if card.state is not _RUNNING and (not states or card.state in states)]
     for card in gone:
         book.touch(card)
         card.children = None

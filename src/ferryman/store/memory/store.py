@@ -187,8 +187,8 @@ class MemoryStore:
     def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
         return _write("unpack", cargo.unpack, parcels)
 
-    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
-        return _write("forget", cargo.forget, ids)
+    def forget(self, ids: Sequence[JobId], states: Sequence[State] = ()) -> Operation[int]:
+        return _write("forget", cargo.forget, ids, states)
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -189,8 +189,11 @@ def _parents(parcels: Sequence[Parcel]) -> tuple[Any, ...]:
 # -- forgetting --------------------------------------------------------------------------------------
 
 
-def forget(schema: str, ids: Sequence[JobId]) -> Requests[int]:
+def forget(schema: str, ids: Sequence[JobId], states: Sequence[State]) -> Requests[int]:
     if not ids:
         return 0
-    ((count,),) = yield Statement(f"SELECT {schema}.forget(%s::uuid[], %s::bigint)", (list(ids), NOW))
+    ((count,),) = yield Statement(
+        f"SELECT {schema}.forget(%s::uuid[], %s::integer[], %s::bigint)",
+        (list(ids), [int(state) for state in states], NOW),
+    )
     return int(count)

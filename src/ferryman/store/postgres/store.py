@@ -139,7 +139,8 @@ class PostgresStore:
         return Operation("leave", lambda _: registry.leave(self._schema, worker))
 
     def rescue(self, dead: Sequence[WorkerId] = (), *, late: bool = True) -> Operation[list[Rescued]]:
-        return Operation("rescue", lambda _: registry.rescue(self._schema, dead, late))
+        # Whoever does it from time to time has other things to do.
+        return Operation("rescue", lambda _: registry.rescue(self._schema, dead, late), patient=False)
 
     def prune(self, retention: Retention, limit: int) -> Operation[Pruned]:
         return Operation("prune", lambda _: prune.prune(self._schema, retention, limit))
@@ -204,8 +205,8 @@ class PostgresStore:
     def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
         return Operation("unpack", lambda _: cargo.unpack(self._schema, parcels))
 
-    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
-        return Operation("forget", lambda _: cargo.forget(self._schema, ids))
+    def forget(self, ids: Sequence[JobId], states: Sequence[State] = ()) -> Operation[int]:
+        return Operation("forget", lambda _: cargo.forget(self._schema, ids, states))
 
     # -- reading -----------------------------------------------------------------------------------
 

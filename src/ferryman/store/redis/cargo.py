@@ -149,7 +149,7 @@ def _row(attempt: Attempt) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def forget(ids: Sequence[JobId]) -> Requests[int]:
+def forget(ids: Sequence[JobId], states: Sequence[State]) -> Requests[int]:
     if not ids:
         return 0
-    return int((yield Call("forget", tuple(dict.fromkeys(ids)))))
+    return int((yield Call("forget", (_encode(tuple(states)), *dict.fromkeys(ids)))))

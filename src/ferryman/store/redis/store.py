@@ -191,8 +191,8 @@ class RedisStore:
     def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
         return Operation("unpack", lambda _: cargo.unpack(parcels))
 
-    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
-        return Operation("forget", lambda _: cargo.forget(ids))
+    def forget(self, ids: Sequence[JobId], states: Sequence[State] = ()) -> Operation[int]:
+        return Operation("forget", lambda _: cargo.forget(ids, states))
 
     # -- reading -----------------------------------------------------------------------------------
 

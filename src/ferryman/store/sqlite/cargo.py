@@ -399,14 +399,13 @@ def _end(ledger: Ledger, arrival: _Arrival, failed: str) -> Requests[None]:
 # -- forgetting --------------------------------------------------------------------------------------
 
 
-def forget(now: int, ids: Sequence[JobId]) -> Requests[int]:
+def forget(now: int, ids: Sequence[JobId], states: Sequence[State]) -> Requests[int]:
     if not ids:
         return 0
     ledger = Ledger(now)
     among = (*PENDING, *FINISHED)
-    rows = yield matching(
-        Filter(ids=tuple(ids)), "j.seq, j.id, j.lane, j.state, j.flags, j.key", among=among, limit=len(ids)
-    )
+    which = Filter(ids=tuple(ids), states=tuple(states))
+    rows = yield matching(which, "j.seq, j.id, j.lane, j.state, j.flags, j.key", among=among, limit=len(ids))
     gone: list[Any] = []
     for seq, id_, lane, state, flags, key in rows:
         if state in PENDING:

@@ -187,8 +187,8 @@ class SqliteStore:
     def unpack(self, parcels: Sequence[Parcel]) -> Operation[list[bool]]:
         return Operation("unpack", lambda now: cargo.unpack(now, parcels))
 
-    def forget(self, ids: Sequence[JobId]) -> Operation[int]:
-        return Operation("forget", lambda now: cargo.forget(now, ids))
+    def forget(self, ids: Sequence[JobId], states: Sequence[State] = ()) -> Operation[int]:
+        return Operation("forget", lambda now: cargo.forget(now, ids, states))
 
     # -- reading -----------------------------------------------------------------------------------
 

@@ -213,11 +213,16 @@ end)
 
 -- -- forgetting --------------------------------------------------------------------------------------
 
--- ARGV: ids, none twice. Answers how many are forgotten now. Their children are not told.
+-- ARGV: the states whose jobs are meant (an array in MessagePack; none: all), then ids, none twice. Answers how many are
+-- forgotten now. Their children are not told.
 book.verb('forget', function(args)
+    local states, is_meant = cmsgpack.unpack(table.remove(args, 1)), {}
+    for _, state in ipairs(states) do
+        is_meant[state] = true
+    end
     local gone = {}
     for _, card in ipairs(book.cards(args)) do
-        if card and card.state ~= RUNNING then
+        if card and card.state ~= RUNNING and (#states == 0 or is_meant[card.state]) then
             gone[#gone + 1] = card
         end
     end

@@ -50,30 +50,33 @@ BEGIN
 END $$;
 
 -- The gate is held. Batches can be large, so what most jobs of a batch have in common is done for all of them at once; what
--- is left goes one after the other.
+-- is left goes one after the other. Of a large batch, only as far as a job that is in the way of those behind it.
 CREATE OR REPLACE FUNCTION admit(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
+    many constant integer := 100;   -- fewer are not worth another look
+    turns constant integer := 20;
+    turn integer := 0;
+    rest bigint[] := p_seqs;
     left_ integer := cardinality(p_seqs);
+    part record;
 BEGIN
     IF EXISTS (SELECT 1 FROM parent p WHERE p.child = ANY (p_seqs)) THEN
         left_ := left_ - admit_waiting(p_seqs);
     END IF;
-    IF left_ > 0 AND NOT is_one_widened(p_seqs) THEN
-        left_ := left_ - admit_simple(p_seqs, p_now);
-    END IF;
-    IF left_ > 0 THEN
-        PERFORM admit_others(p_seqs, p_now);
-    END IF;
-END $$;
-
--- Whether one of them gives its key more room than it had, so that jobs which are parked go ahead of those behind it.
-CREATE OR REPLACE FUNCTION is_one_widened(p_seqs bigint[]) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    RETURN EXISTS (
-        SELECT 1 FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq JOIN room r ON r.key = j.key
-        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0 AND r.used < room_of(j.flags, j.room)
-            AND EXISTS (SELECT 1 FROM job k WHERE k.state = 3 AND k.key = r.key)
-    );
+    WHILE left_ > 0 LOOP
+        turn := turn + 1;
+        SELECT * INTO part FROM simple(rest, p_now);
+        IF part.seqs IS NOT NULL THEN
+            left_ := left_ - admit_simple(part.seqs, p_now);
+        END IF;
+        EXIT WHEN left_ = 0;
+        IF part.odd IS NULL OR left_ < many OR turn = turns THEN
+            PERFORM admit_others(rest, p_now);
+            EXIT;
+        END IF;
+        left_ := left_ - admit_others(ARRAY(SELECT seq FROM unnest(rest) x(seq) WHERE seq <= part.odd), p_now);
+        rest := ARRAY(SELECT seq FROM unnest(rest) x(seq) WHERE seq > part.odd);
+    END LOOP;
 END $$;
 
 -- Those that are to wait for parents, and have no key. Answers how many.
@@ -110,25 +113,23 @@ BEGIN
     RETURN count_;
 END $$;
 
--- Those that find nothing but their moment, room in their key, and their place in a lane. Answers how many. Row by row, a key
--- or a tenant that thousands have in common would be written anew for each of them, over ever more versions of its row.
+-- Those that `simple` has chosen, which find nothing but their moment, room in their key, and their place in a lane. Answers
+-- how many. Row by row, a key or a tenant that thousands have in common would be written anew for each of them, over ever
+-- more versions of its row.
 CREATE OR REPLACE FUNCTION admit_simple(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
-    seqs bigint[] := simple(p_seqs, p_now);
     count_ integer;
 BEGIN
-    IF seqs IS NULL THEN
-        RETURN 0;
-    END IF;
     INSERT INTO room AS r (key, room, used, jobs)
     SELECT j.key, min(room_of(j.flags, j.room)), 0, count(*)
-    FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq WHERE j.key IS NOT NULL GROUP BY j.key ORDER BY j.key
+    FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq WHERE j.key IS NOT NULL GROUP BY j.key ORDER BY j.key
     ON CONFLICT (key) DO UPDATE SET room = excluded.room, jobs = r.jobs + excluded.jobs;
     WITH arrived AS (
         SELECT j.seq, j.queue, j.priority, coalesce(j.tenant, '') AS tenant, j.key, q.fair, q.weights,
             CASE WHEN j.run_at > p_now THEN 1
-                WHEN row_number() OVER (PARTITION BY j.key ORDER BY j.seq) > r.room - r.used THEN 3 ELSE 2 END AS state
-        FROM unnest(seqs) x(seq) JOIN job j ON j.seq = x.seq
+                WHEN row_number() OVER (PARTITION BY j.key, j.run_at > p_now ORDER BY j.seq) > r.room - r.used THEN 3
+                ELSE 2 END AS state
+        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq
         LEFT JOIN room r ON r.key = j.key LEFT JOIN queue q ON q.name = j.queue
     ), numbered AS (
         SELECT *, row_number() OVER (PARTITION BY queue, priority, tenant, state ORDER BY seq) AS number FROM arrived
@@ -170,46 +171,62 @@ BEGIN
     RETURN count_;
 END $$;
 
--- Which of them can be admitted together: none that has to wait for parents; of a key, either all its jobs of the batch, if
--- they may run now and speak of one room, or none; and of what comes to a fair lane, all or nothing, since each tag follows
--- from the one before. NULL if there are none.
-CREATE OR REPLACE FUNCTION simple(p_seqs bigint[], p_now bigint) RETURNS bigint[] LANGUAGE plpgsql AS $$
+-- Which of them can be admitted together, NULL if there are none; and the first one that is in the way of those behind it, if
+-- any, since it takes or gives away tags of fair lanes in its turn, and each tag follows from the one before.
+--
+-- Those that have to wait for parents cannot, nor those that may not succeed any more: but they take nothing, unless they go
+-- on all the same. Those of a key can as long as they speak of one room; but one that gives it more than it had lets parked
+-- jobs go ahead of all behind it. Behind one that is in the way, others can if their queue or key has nothing to do with
+-- tags.
+CREATE OR REPLACE FUNCTION simple(p_seqs bigint[], p_now bigint, OUT seqs bigint[], OUT odd bigint) LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN (
-        WITH staged AS (
-            SELECT j.seq, j.queue, j.key, room_of(j.flags, j.room) AS room, j.run_at > p_now AS is_early,
-                coalesce(q.fair, false) AS fair,
-                NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_free
-            FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
-            WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
-        ), seen AS (
-            SELECT *, is_free AND (key IS NULL OR (
-                bool_and(is_free AND NOT is_early) OVER of_key AND min(room) OVER of_key = max(room) OVER of_key
-            )) AS is_simple, bool_or(fair) OVER of_key AS is_key_fair
-            FROM staged WINDOW of_key AS (PARTITION BY key)
-        ), judged AS (
-            SELECT *, bool_and(is_simple) OVER (PARTITION BY queue) AS are_simple,
-                bool_or(key IS NOT NULL) OVER (PARTITION BY queue) AS has_keys,
-                bool_and(is_simple OR NOT fair) OVER () AS is_all_simple
-            FROM seen
-        )
-        SELECT array_agg(seq) FROM judged WHERE is_simple AND CASE
-            WHEN is_all_simple THEN true
+    WITH staged AS (
+        SELECT j.seq, j.queue, j.key, room_of(j.flags, j.room) AS room, j.run_at > p_now AS is_early,
+            coalesce(q.fair, false) AS fair, j.flags & 2 <> 0 AS goes_on,
+            NOT EXISTS (SELECT 1 FROM parent p WHERE p.child = j.seq AND NOT p.done) AS is_free,
+            EXISTS (
+                SELECT 1 FROM room r WHERE r.key = j.key AND r.used < room_of(j.flags, j.room)
+                    AND EXISTS (SELECT 1 FROM job k WHERE k.state = 3 AND k.key = r.key)
+            ) AS is_widening
+        FROM unnest(p_seqs) x(seq) JOIN job j ON j.seq = x.seq LEFT JOIN queue q ON q.name = j.queue
+        WHERE j.state + 0 = 0 AND j.flags & 512 <> 0
+    ), known AS (
+        SELECT *, key IS NOT NULL AND room <> first_value(room) OVER (PARTITION BY key ORDER BY seq) AS is_other_room,
+            bool_or(fair) OVER (PARTITION BY key) AS is_key_fair
+        FROM staged
+    ), seen AS (
+        SELECT *, is_free AND (key IS NULL OR bool_and(
+            NOT is_other_room AND (is_free OR is_early OR NOT goes_on)
+        ) OVER (PARTITION BY key ORDER BY seq ROWS UNBOUNDED PRECEDING)) AS is_simple
+        FROM known
+    ), judged AS (
+        SELECT *, bool_and(is_simple) OVER (PARTITION BY queue) AS are_simple,
+            bool_or(key IS NOT NULL) OVER (PARTITION BY queue) AS has_keys,
+            bool_or(is_widening) OVER () AS is_one_widening,
+            min(seq) FILTER (
+                WHERE is_widening OR (is_key_fair AND is_other_room)
+                    OR (fair AND NOT is_simple AND NOT is_early AND (is_free OR goes_on))
+            ) OVER () AS first_odd
+        FROM seen
+    )
+    SELECT array_agg(seq) FILTER (WHERE is_simple AND (first_odd IS NULL OR seq < first_odd OR (
+        NOT is_one_widening AND CASE
             WHEN key IS NOT NULL THEN NOT is_key_fair
             ELSE NOT fair OR is_early OR (are_simple AND NOT has_keys)
         END
-    );
+    ))), min(first_odd) INTO seqs, odd FROM judged;
 END $$;
 
 CREATE OR REPLACE FUNCTION room_of(p_flags integer, p_room integer) RETURNS integer LANGUAGE sql IMMUTABLE AS
 $$ SELECT CASE WHEN p_flags & 8 <> 0 THEN 1 ELSE p_room END $$;
 
--- Those that are left, one after the other.
-CREATE OR REPLACE FUNCTION admit_others(p_seqs bigint[], p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Those that are left, one after the other. Answers how many.
+CREATE OR REPLACE FUNCTION admit_others(p_seqs bigint[], p_now bigint) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     j record;
     missing_ integer;
     failed uuid;
+    count_ integer := 0;
 BEGIN
     PERFORM count_for_keys(p_seqs);
     FOR j IN
@@ -217,6 +234,7 @@ BEGIN
         FROM unnest(p_seqs) x(seq) JOIN job s ON s.seq = x.seq
         WHERE s.state + 0 = 0 AND s.flags & 512 <> 0 ORDER BY s.seq
     LOOP
+        count_ := count_ + 1;
         -- A parent that is there no more has been deleted, and did not succeed as far as anybody knows.
         UPDATE parent p SET done = true WHERE p.child = j.seq AND (
             EXISTS (SELECT 1 FROM job f WHERE f.id = p.parent AND (f.state + 0 = 5 OR (f.state + 0 > 5 AND j.flags & 2 <> 0)))
@@ -246,6 +264,7 @@ BEGIN
             PERFORM enter(j.seq, j.run_at, p_now);
         END IF;
     END LOOP;
+    RETURN count_;
 END $$;
 
 -- All at once, before the first of them is admitted; how much room a key has, each says when its turn comes.

@@ -215,8 +215,8 @@ BEGIN
     END IF;
 END $$;
 
--- As delete_jobs, but nobody is told.
-CREATE OR REPLACE FUNCTION forget(p_ids uuid[], p_now bigint) RETURNS bigint
+-- As delete_jobs, but nobody is told. `p_states`: of these alone, if there are any.
+CREATE OR REPLACE FUNCTION forget(p_ids uuid[], p_states integer[], p_now bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = @schema@, pg_temp SET jit = off SET enable_seqscan = off AS $$
 DECLARE
     now_ bigint := now_or(p_now);
@@ -226,7 +226,8 @@ BEGIN
     PERFORM durable();
     PERFORM gate();
     SELECT coalesce(array_agg(seq), '{}') INTO seqs_ FROM (
-        SELECT seq FROM job WHERE id = ANY (p_ids) AND state <> 4 ORDER BY seq FOR UPDATE
+        SELECT seq FROM job
+        WHERE id = ANY (p_ids) AND state <> 4 AND (p_states = '{}' OR state + 0 = ANY (p_states)) ORDER BY seq FOR UPDATE
     ) j;
     UPDATE job SET flags = flags & ~1 WHERE seq = ANY (seqs_) AND state < 4 AND flags & 1 <> 0;
     FOR seq_ IN

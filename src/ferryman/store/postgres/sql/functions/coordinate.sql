@@ -45,13 +45,15 @@ BEGIN
     END IF;
     IF p_expected IS NULL THEN
         -- In two steps: one would lock the row of a key that it does not get, until the end of a user's transaction that
-        -- waits for whoever has it.
-        INSERT INTO kv (key, value, version, until) VALUES (p_key, p_value, nextval('kv_version'), now_ + p_ttl)
-        ON CONFLICT DO NOTHING RETURNING version INTO version_;
-        IF version_ IS NULL THEN
+        -- waits for whoever has it. A row that is over may go between the two.
+        WHILE version_ IS NULL LOOP
+            INSERT INTO kv (key, value, version, until) VALUES (p_key, p_value, nextval('kv_version'), now_ + p_ttl)
+            ON CONFLICT DO NOTHING RETURNING version INTO version_;
+            EXIT WHEN version_ IS NOT NULL;
             UPDATE kv SET value = p_value, version = nextval('kv_version'), until = now_ + p_ttl
             WHERE key = p_key AND until <= now_ RETURNING version INTO version_;
-        END IF;
+            EXIT WHEN EXISTS (SELECT 1 FROM kv WHERE key = p_key AND (until IS NULL OR until > now_));
+        END LOOP;
     ELSE
         UPDATE kv SET value = p_value, version = nextval('kv_version'), until = now_ + p_ttl
         WHERE key = p_key AND version = p_expected AND (until IS NULL OR until > now_)

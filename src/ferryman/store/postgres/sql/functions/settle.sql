@@ -77,12 +77,12 @@ BEGIN
 END $$;
 
 -- Locks those of these jobs that are still leased so, for a verb that locks more than these. Whoever has the gate waits for
--- rows, and for that nobody who holds some may wait for one of theirs: without the gate this waits for none, but lets the
--- transaction begin anew with it (FY001).
-CREATE OR REPLACE FUNCTION hold_leased(p_worker integer, p_ids uuid[], p_leases integer[], p_has_gate boolean)
+-- rows, and for that nobody who holds some may wait for one of theirs, unless he loses patience: others (NOT `p_waits`) wait
+-- for none, but let the transaction begin anew with the gate (FY001).
+CREATE OR REPLACE FUNCTION hold_leased(p_worker integer, p_ids uuid[], p_leases integer[], p_waits boolean)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF p_has_gate THEN
+    IF p_waits THEN
         PERFORM 1 FROM unnest(p_ids, p_leases) x(id, lease)
         JOIN job j ON j.id = x.id AND j.state + 0 = 4 AND j.worker = p_worker AND j.lease = x.lease
         ORDER BY j.seq FOR UPDATE OF j;
@@ -325,9 +325,10 @@ BEGIN
     END IF;
     PERFORM locking();
     SELECT id INTO worker_ FROM worker WHERE name = p_worker;
-    -- One of them may have completed in a transaction of its own that goes on.
+    -- One of them may have completed in a transaction of its own that goes on, and that may have the gate. So a note does not
+    -- ask for the gate, but takes it first if what comes after it in its own transaction does.
     PERFORM lose_patience();
-    PERFORM hold_leased(worker_, p_ids, p_leases, p_gate);
+    PERFORM hold_leased(worker_, p_ids, p_leases, true);
     PERFORM regain_patience();
     UPDATE job j SET progress = x.progress FROM (
         SELECT DISTINCT ON (id, lease) id, lease, progress FROM unnest(p_ids, p_leases, p_progress) WITH ORDINALITY

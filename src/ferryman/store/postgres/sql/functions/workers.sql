@@ -138,7 +138,11 @@ DECLARE
 BEGIN
     again := 0;
     died := 0;
-    FOR j IN SELECT seq, started_at FROM job WHERE state = 4 AND worker = p_worker ORDER BY seq FOR UPDATE LOOP
+    -- One of them may have completed in a transaction of its own that goes on: others wait at the gate meanwhile.
+    PERFORM lose_patience();
+    PERFORM 1 FROM job WHERE state = 4 AND worker = p_worker ORDER BY seq FOR UPDATE;
+    PERFORM regain_patience();
+    FOR j IN SELECT seq, started_at FROM job WHERE state = 4 AND worker = p_worker ORDER BY seq LOOP
         state_ := settle_leased(
             j.seq, 6::smallint, greatest(0, p_now - j.started_at) * 1000, 0, p_error, p_cause, NULL, p_deaths, p_now
         );

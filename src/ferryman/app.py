@@ -298,6 +298,9 @@ class App:
         if settings.at_most_once and "retry" in options:
             raise ConfigError(f"the options of {label}: at_most_once leaves no room for retry")
         task: Task[..., Any] = Task(self, function, label, settings)
+        if self.on_new_task:
+            # A worker is about to take it up. Else this is looked at later: annotations may name what comes later.
+            task.bind()
         self.tasks[label] = task
         for tell in self.on_new_task:
             tell()

@@ -117,7 +117,14 @@ class Task(Generic[P, R]):
     @functools.cached_property
     def binding(self) -> Binding:
         """How the function is called; made when first needed, since annotations may name what comes later."""
-        return Binding(self.function, self.app.codec, Context, self.name)
+        return self.bind()
+
+    def bind(self) -> Binding:
+        """Make the binding anew. Raises ConfigError if the annotations make no sense."""
+        try:
+            return Binding(self.function, self.app.codec, Context, self.name)
+        except TypeError as error:
+            raise ConfigError(f"the annotations of {self.name}: {error}") from error
 
     def options(self, **changes: Unpack[CallOptions]) -> Task[P, R]:
         """This task with other options, for the jobs that are enqueued through what this returns.

@@ -29,6 +29,12 @@ def hold(n: int) -> None:
 def brief(n: int) -> None:
     time.sleep(0.002)
     effect("end", n)
+
+@app.task
+def tell(n: int) -> None:
+    effect("begun", n)
+    time.sleep(0.005)
+    effect("done", n)
 """
 
 OTHER = """
@@ -97,6 +103,17 @@ def test_every_place_is_used_by_long_jobs(harbour: Harbour) -> None:
 
     assert len(harbour.tally("start")) == 15
     assert harbour.counts() == {"running": 15, "ready": 25}
+
+
+def test_no_more_short_jobs_run_at_once_than_the_worker_may_run(harbour: Harbour) -> None:
+    tasks = harbour.load(TASKS)
+    tasks.tell.enqueue_many([(n,) for n in range(300)])
+
+    harbour.start_worker("--concurrency", "5", "--executors", "4")
+    wait_for(harbour.settled(succeeded=300), what="all jobs are done")
+
+    at_once = itertools.accumulate(1 if word == "begun" else -1 for word, _ in harbour.effects())
+    assert max(at_once) == 5
 
 
 def test_a_task_that_the_worker_does_not_know_is_put_back_for_one_that_does(harbour: Harbour) -> None:

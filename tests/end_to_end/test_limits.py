@@ -7,6 +7,26 @@ import time
 from ferryman.job import State
 from tests.end_to_end.harness import Harbour, Worker, wait_for
 
+FORKING = """
+import ctypes
+
+@app.task(at_most_once=True)
+def fork_and_die() -> None:
+    if ctypes.PyDLL(None).fork() == 0:  # As a library does it: Python does not know, and closes nothing.
+        effect("forked", os.getpid())
+        for _ in range(3_000):
+            if os.path.exists("go"):
+                break
+            time.sleep(0.01)
+        effect("ended", os.getpid())
+        os._exit(0)
+    os._exit(3)
+
+@app.task
+def mark(n: int) -> None:
+    pass
+"""
+
 TASKS = """
 import asyncio
 
@@ -236,3 +256,20 @@ def test_running_jobs_of_a_full_worker_are_cancelled_as_fast(harbour: Harbour) -
     wait_for(harbour.in_state(handles[2].id, State.CANCELLED), timeout=4)
 
     assert time.monotonic() - began < 2
+
+
+def test_the_death_of_an_executor_is_seen_although_a_helper_that_c_code_forked_lives(
+    harbour: Harbour,
+) -> None:
+    tasks = harbour.load(FORKING)
+    harbour.start_worker("--concurrency", "2", "--executors", "1")
+
+    forking = tasks.fork_and_die.enqueue()
+    wait_for(lambda: harbour.tally("forked"), what="the helper lives")
+    other = tasks.mark.enqueue(1)
+    wait_for(harbour.in_state(other.id, State.SUCCEEDED), timeout=5, what="another executor has come")
+
+    assert harbour.job(forking.id).state is State.DEAD
+    assert not harbour.tally("ended"), "the helper was there all the time"
+    harbour.touch("go")
+    wait_for(lambda: harbour.tally("ended"), what="the helper ends")

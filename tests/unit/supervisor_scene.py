@@ -36,7 +36,7 @@ from ferryman.worker.slots import SlotTable
 from ferryman.worker.supervisor import Supervisor
 from tests.conformance.driver import BOOM, Ferry
 
-__all__ = ["Begin", "Scene", "Script", "ScriptedExecutor", "VirtualTime", "obey", "scenes"]
+__all__ = ["WORK", "Begin", "Scene", "Script", "ScriptedExecutor", "VirtualTime", "obey", "scenes"]
 
 WORK = TaskFacts(name="work", track="thread")
 
@@ -60,6 +60,10 @@ class VirtualTime(ManualClock):
 
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
+
+    def set_forward(self, seconds: float) -> None:
+        """Somebody sets the machine's clock, or it has slept: no time passes."""
+        super().advance(seconds)
 
 
 class ScriptedExecutor:
@@ -90,16 +94,24 @@ class ScriptedExecutor:
     def kill(self) -> None:
         self.die()
 
+    def has_ended(self) -> bool:
+        return not self.is_alive
+
     def close(self) -> None:
         assert not self.is_closed
         self.is_closed = True
         self.sock.close()
+        self._there.close()
         self.table.close()
 
     def die(self) -> None:
         """Its process ends."""
         self.is_alive = False
         self._there.close()
+
+    def die_behind_its_socket(self) -> None:
+        """Its process ends, but one that it has forked holds its socket open."""
+        self.is_alive = False
 
     # -- what it says ------------------------------------------------------------------------------
 
@@ -182,7 +194,7 @@ class ScriptedExecutor:
         for each in list(self.waiting):
             slots = self.table.slots_of(self._track(each))[: self.places]
             slot = next((slot for slot in slots if slot not in self.running), None)
-            if slot is not None:
+            if slot is not None and len(self.running) < self.places:
                 self.waiting.remove(each)
                 self.table.start(slot, each.serial)
                 self.running[slot] = each
@@ -240,6 +252,8 @@ class Scene:
         self.tasks = [WORK]
         """What the app of executors that are started from now on has."""
         self.launch_fails: Exception | None = None
+        self.launches_left = 0
+        """How many can be started until `launch_fails` holds."""
         self.before_call: Callable[[], None] = lambda: None
         """Happens when the supervisor asks the store something: may raise."""
         self.after_call: Callable[[], None] = lambda: None
@@ -256,12 +270,14 @@ class Scene:
             self.supervisor._inbox, selectors.EVENT_READ, self.supervisor._hear
         )
         self._numbers = itertools.count()
-        self.supervisor.crew.hire(1)
-        self.until(lambda: len(self.ready) == self.supervisor.crew.size)
+        self.supervisor.crew.hire(self.supervisor.crew.shape[:1])
+        self.until(lambda: len(self.ready) == len(self.supervisor.crew.shape))
 
     def _launch(self, places: int) -> ScriptedExecutor:
         if self.launch_fails is not None:
-            raise self.launch_fails
+            if not self.launches_left:
+                raise self.launch_fails
+            self.launches_left -= 1
         executor = ScriptedExecutor(places, 10_000 + len(self.executors), self.script, self.tasks)
         self.executors.append(executor)
         return executor

@@ -574,18 +574,19 @@ def test_a_stray_cancel_never_hits_the_next_job(executor: InProcess) -> None:
 
 def test_a_recall_returns_exactly_what_was_not_started(executor: InProcess) -> None:
     gate("open")
-    held = executor.assign([claim("pass_gate", {"gate": "open"}, lease=n) for n in range(7)])
+    held = executor.assign([claim("pass_gate", {"gate": "open"})])
     loops = executor.assign([claim("apass_gate", {"gate": "open"}, lease=n) for n in range(7)], "loop")
-    executor.notes(4)
+    held += executor.assign([claim("pass_gate", {"gate": "open"}, lease=n) for n in range(7)])
+    executor.notes(2)
 
     executor.send(Kind.RECALL)
     returned = executor.returned()
     gates["open"].set()
-    done = executor.outcomes(4)
+    done = executor.outcomes(2)
 
-    assert returned == [each.claim.id for each in held[2:] + loops[2:]]
-    assert {each.id for each in done} == {each.claim.id for each in held[:2] + loops[:2]}
-    assert executor.table.started_upto("thread") == executor.table.started_upto("loop") == 2
+    assert returned == [each.claim.id for each in loops[1:] + held[1:]]
+    assert {each.id for each in done} == {held[0].claim.id, loops[0].claim.id}
+    assert executor.table.started_upto("thread") == executor.table.started_upto("loop") == 1
 
 
 def test_a_recall_settles_what_was_cancelled_while_it_waited(executor: InProcess) -> None:
@@ -649,7 +650,7 @@ def test_in_whatever_bursts_jobs_come_every_place_is_taken_and_somebody_listens(
 def test_no_job_is_started_before_one_that_came_earlier_and_waits() -> None:
     table = SlotTable.create(2)
     here, there = socket.socketpair()
-    to_come = [[1], [2], [3, 4]]
+    to_come = [[1, 2], [3], [4, 5]]
 
     def listen() -> bool:
         if to_come:
@@ -657,17 +658,19 @@ def test_no_job_is_started_before_one_that_came_earlier_and_waits() -> None:
             return True
         return False
 
-    track = threads.ThreadTrack({}, "app", outbox.Outbox(here), table, listen, lambda: None)
-    # No thread runs: what goes into the queue waits there. The first job is the leader's own, and others lead after that.
-    own = [track._lead()]
-    call = track._inbox.get_nowait()
-    track._inbox.put(Assignment(0, claim("noop")))
-    own.append(track._lead())
+    track = threads.ThreadTrack({}, "app", outbox.Outbox(here), table, None, listen, lambda: None)
+    # No thread runs: what goes into the queue waits there, until another one leads.
+    first = track._lead()
+    waiting = [track._inbox.get_nowait() for _ in range(2)]
+    track._inbox.put(waiting[0])
+    track._done[0] = 1
+    second = track._lead()
+    third = track._lead()
 
+    assert [each and each.serial for each in (first, second, third)] == [1, 2, None]
+    assert waiting[1] is threads._Call.LEAD
     waiting = [track._inbox.get_nowait() for _ in range(4)]
-    assert [each.serial for each in own if each] == [1]
-    assert call is threads._Call.LEAD
-    assert [each.serial for each in waiting if isinstance(each, Assignment)] == [0, 2, 3, 4]
+    assert [each.serial for each in waiting if isinstance(each, Assignment)] == [3, 4, 5]
     for sock in (here, there):
         sock.close()
     table.close()
@@ -706,20 +709,21 @@ def test_an_outcome_goes_out_at_once_if_no_job_waits(
 
 def test_a_drained_executor_gives_back_finishes_and_says_goodbye(executor: InProcess) -> None:
     gate("open")
-    held = executor.assign([claim("pass_gate", {"gate": "open"}) for _ in range(3)])
-    loops = executor.assign([claim("apass_gate", {"gate": "open"}) for _ in range(3)], "loop")
-    executor.notes(4)
+    held = executor.assign([claim("pass_gate", {"gate": "open"})])
+    loops = executor.assign([claim("apass_gate", {"gate": "open"}) for _ in range(2)], "loop")
+    held += executor.assign([claim("pass_gate", {"gate": "open"})])
+    executor.notes(2)
 
     executor.send(Kind.DRAIN)
     late = executor.assign([claim("noop")])
     returned = executor.returned()
     returned_late = executor.returned()
     gates["open"].set()
-    done = executor.outcomes(4)
+    done = executor.outcomes(2)
     executor.frame(Kind.BYE)
     executor.join()
 
-    assert returned == [held[2].claim.id, loops[2].claim.id]
+    assert returned == [loops[1].claim.id, held[1].claim.id]
     assert returned_late == [late[0].claim.id]
     assert {outcome.kind for outcome in done} == {OutcomeKind.SUCCEEDED}
     assert executor.drained is True
@@ -751,7 +755,7 @@ def test_an_idle_executor_drains_at_once(executor: InProcess) -> None:
 
 
 def test_jobs_are_stopped_when_the_supervisor_is_gone() -> None:
-    executor = InProcess(app)
+    executor = InProcess(app, places=3)
     executor.assign([claim("spin"), claim("spin"), claim("noop")])
     executor.assign([claim("aspin")], "loop")
     executor.notes(3)

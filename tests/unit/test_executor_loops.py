@@ -1,12 +1,12 @@
-"""What tasks do to the loop, the threads and the notes of their executor ends with them."""
+"""What tasks do to the loop and the notes of their executor ends with them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -18,10 +18,7 @@ from ferryman import Context, Ferryman, Settings
 from ferryman.config import BlobSettings
 from ferryman.job import OutcomeKind
 from ferryman.worker import loop as loop_module
-from ferryman.worker.executor import Executor
 from ferryman.worker.frames import Kind
-from ferryman.worker.slots import SlotTable
-from tests.end_to_end.harness import wait_for
 
 from .supervising import PATIENCE, InProcess, claim
 
@@ -145,6 +142,26 @@ def _app(shore: Shore, folder: Path) -> Ferryman:
         shore.kept.append(ticks)
         return await anext(ticks)
 
+    @app.task(name="leave_a_deaf_generator")
+    async def leave_a_deaf_generator() -> int:
+        async def tick() -> AsyncGenerator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                while not shore.gate.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.Event().wait()
+
+        ticks = tick()
+        shore.kept.append(ticks)
+        return await anext(ticks)
+
+    @app.task(name="cancel_all_others")
+    async def cancel_all_others() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
     @app.task(name="large")
     async def large() -> bytes:
         shore.task = asyncio.current_task()
@@ -214,11 +231,45 @@ def test_an_executor_whose_loop_is_blocked_answers_no_ping_until_it_goes_on(
     assert executor.frame(Kind.PONG).body == 7
 
 
-def test_a_generator_that_does_not_end_keeps_no_executor_from_its_goodbye(
+def test_a_job_that_another_task_cancels_before_its_first_step_ends_and_its_place_is_usable_again(
+    executor: InProcess,
+) -> None:
+    (tidying, unbegun) = executor.assign([claim("cancel_all_others"), claim("plain")], "loop")
+    outcomes = {each.id: each for each in executor.outcomes(2)}
+    executor.assign([claim("plain") for _ in range(4)], "loop")
+    others = executor.outcomes(4)
+
+    assert outcomes[tidying.claim.id].kind is OutcomeKind.SUCCEEDED
+    assert outcomes[unbegun.claim.id].kind is OutcomeKind.RETRY
+    assert executor.table.running("loop") == []
+    assert {each.kind for each in others} == {OutcomeKind.SUCCEEDED}
+
+
+def test_an_executor_whose_loop_fails_for_want_of_memory_ends(
     executor: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_LAST_STEPS", 0.01, raising=False)
-    executor.assign([claim("leave_a_generator")], "loop")
+    def fail() -> None:
+        raise MemoryError
+
+    assert executor.executor._loop is not None
+    loop = executor.executor._loop._loop
+    monkeypatch.setattr(loop, "run_forever", fail)
+
+    executor.assign([claim("stop")], "loop")  # It leaves the loop for a moment.
+    executor.join()
+
+    assert executor.drained is False
+    monkeypatch.undo()
+    loop.run_forever()  # What it was told last ends the job, and it.
+    loop.close()
+
+
+@pytest.mark.parametrize("task", ["leave_a_generator", "leave_a_deaf_generator"])
+def test_a_generator_that_does_not_end_keeps_no_executor_from_its_goodbye(
+    executor: InProcess, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(loop_module, "_LAST_STEPS", 0.01)
+    executor.assign([claim(task)], "loop")
     executor.outcomes(1)
 
     executor.send(Kind.DRAIN)
@@ -260,39 +311,3 @@ def test_a_cancel_that_comes_while_a_large_result_is_put_away_loses_nothing(
     assert kinds == [OutcomeKind.SUCCEEDED] * 3
     executor.assign([claim("plain")], "loop")
     assert executor.outcomes(1)[0].kind is OutcomeKind.SUCCEEDED
-
-
-# -- threads ---------------------------------------------------------------------------------------
-
-
-def test_an_executor_for_whose_last_thread_there_is_no_room_says_no_hello_and_leaves_no_other(
-    shore: Shore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there = socket.socketpair()
-    table = SlotTable.create(2)
-    executor = Executor(_app(shore, tmp_path), there, table)
-    before = set(threading.enumerate())
-    monkeypatch.setattr(threading.Thread, "start", _start_all_but("ferryman-loop"))
-
-    with pytest.raises(RuntimeError, match="new thread"):
-        executor.run()
-    there.shutdown(socket.SHUT_RDWR)
-
-    here.settimeout(PATIENCE)
-    assert here.recv(1 << 16) == b""
-    wait_for(lambda: set(threading.enumerate()) <= before)
-    assert executor._loop is not None
-    executor._loop._loop.close()
-    for each in (here, there, table):
-        each.close()
-
-
-def _start_all_but(name: str) -> Callable[[threading.Thread], None]:
-    start = threading.Thread.start
-
-    def start_if_possible(thread: threading.Thread) -> None:
-        if thread.name == name:
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    return start_if_possible

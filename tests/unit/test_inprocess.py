@@ -14,6 +14,7 @@ import pytest
 
 from ferryman import Context, Ferryman, Settings
 from ferryman.context import Cancelled
+from ferryman.errors import ConfigError
 from ferryman.job import JobId, State
 from ferryman.worker.frames import Kind
 from ferryman.worker.inprocess import _launch_thread
@@ -124,3 +125,35 @@ def test_tasks_that_are_made_while_a_worker_runs_are_run() -> None:
     notebook.close()
 
     assert notebook.on_new_task == []
+
+
+def test_a_task_whose_annotations_make_no_sense_is_refused_while_a_worker_runs_which_runs_on() -> None:
+    notebook = Ferryman("memory://")
+
+    def total(numbers: list[int] | set[int]) -> int:
+        return sum(numbers)
+
+    with notebook.worker():
+        with pytest.raises(ConfigError, match=r"annotations of total: .*more than one array-like"):
+            notebook.task(name="total")(total)
+        total.__annotations__["numbers"] = list[int]
+        mended = notebook.task(name="total")(total)
+
+        assert mended.enqueue([1, 2]).result(timeout=30) == 3
+    notebook.close()
+
+
+def test_a_task_whose_annotations_make_no_sense_cannot_be_enqueued_and_keeps_a_worker_from_its_start() -> (
+    None
+):
+    notebook = Ferryman("memory://")
+
+    @notebook.task(name="total")
+    def total(numbers: list[int] | set[int]) -> int:
+        return sum(numbers)
+
+    with pytest.raises(ConfigError, match="annotations of total"):
+        total.enqueue([1, 2])
+    with pytest.raises(ConfigError, match="annotations of total"):
+        notebook.worker().start()
+    notebook.close()

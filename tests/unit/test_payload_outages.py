@@ -288,7 +288,7 @@ def test_larger_arguments_are_waited_for_longer(url: str) -> None:
     app = _app(url)
     few, many = (claim("thread.size", args=_reference(size)) for size in (1 << 20, 100 << 20))
     damaged, absurd = (claim("thread.size", args=args) for args in (b"\x0f", _reference(1 << 63)))
-    runnable = runnables(app)["thread.size"]
+    runnable = runnables(app.tasks)["thread.size"]
 
     seconds = [outside.fetches_within(runnable, job) for job in (few, many, damaged, absurd)]
 

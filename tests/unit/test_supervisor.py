@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import pytest
@@ -26,13 +26,16 @@ BROKEN = BlockingIOError(11, "Resource temporarily unavailable")
 # -- executors that misbehave ----------------------------------------------------------------------
 
 
-def test_an_executor_that_talks_nonsense_is_ended_and_the_others_go_on(begin: Begin) -> None:
+@pytest.mark.parametrize("talk", [ScriptedExecutor.say_nonsense, lambda each: each.say(Kind.PING, 1)])
+def test_an_executor_that_talks_nonsense_is_ended_and_the_others_go_on(
+    begin: Begin, talk: Callable[[ScriptedExecutor], None]
+) -> None:
     scene = begin()
     ids = scene.start_jobs(4)
     odd, other = scene.ready
     theirs = [each.claim.id for each in other.running.values()]
 
-    odd.say_nonsense()
+    talk(odd)
     scene.until(lambda: not odd.is_alive)
     scene.until(lambda: len(scene.ready) == 2)
 
@@ -392,15 +395,15 @@ def test_jobs_for_an_executor_that_had_nothing_to_do_are_not_taken_back(begin: B
 
 
 def test_a_cancel_means_the_same_job_to_an_executor_with_older_code(begin: Begin) -> None:
-    scene = begin(executors=1)
+    scene = begin(concurrency=8, executors=2)
     scene.tasks = [TaskFacts(name="work", track="thread"), TaskFacts(name="other", track="thread")]
     scene.supervisor.reload()
-    scene.until(lambda: [len(each.tasks) for each in scene.ready] == [2])
-    (older,) = scene.ready
+    scene.until(lambda: [len(each.tasks) for each in scene.ready] == [2, 2])
+    older, lost = scene.ready
     scene.start_jobs(1)
     scene.tasks = [TaskFacts(name="work", track="thread"), TaskFacts(name="other", track="loop")]
-    scene.supervisor.crew.hire(1)
-    scene.until(lambda: len(scene.ready) == 2)
+    lost.die()
+    scene.until(lambda: lost.is_closed and len(scene.ready) == 2)
     (newer,) = [each for each in scene.ready if each is not older]
 
     jobs = scene.ferry.add_many(6, task="other")

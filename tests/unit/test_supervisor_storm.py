@@ -80,7 +80,7 @@ class Storm:
                 self._finish(executor)
         if self._happens(self._deadliness):
             self.deaths.update(each.claim.id for each in executor.running.values())
-            executor.die()
+            self.dice.choice([executor.die, executor.die_behind_its_socket])()
             return
         executor.say_bye()
         if executor.has_said_bye and self._happens(0.2):
@@ -144,6 +144,7 @@ class Storm:
     def calm_down(self) -> None:
         """The store answers, executors work, nobody wants anything any more."""
         self._trouble = 0.0
+        self.scene.launch_fails = None
         self._let_executors(self._work)
 
     def wait_until_all_is_done(self) -> None:
@@ -186,8 +187,19 @@ class Storm:
                 self._take_for_dead()
             case number if 34 <= number < 38 and not self._may_end:
                 self._trouble = dice.choice([0.0, 0.0, 0.15])
+            case 38 | 39:
+                scene.launch_fails = dice.choice([None, OSError(11, "Resource temporarily unavailable")])
+            case 40:
+                scene.time.set_forward(dice.choice([30, 3_600]))
+            case 41 if scene.alive:
+                self._say_something_odd(dice.choice(scene.alive))
             case _:
                 pass
+
+    def _say_something_odd(self, executor: ScriptedExecutor) -> None:
+        self.deaths.update(each.claim.id for each in executor.running.values())
+        executor.script = _do_no_more
+        executor.say(Kind.PING, 1)
 
     def _take_for_dead(self) -> None:
         ferry, store, worker = self.scene.ferry, self.scene.store, self.scene.supervisor.id
@@ -236,6 +248,9 @@ class Storm:
     # -- what must hold ----------------------------------------------------------------------------
 
     def _check_members(self) -> None:
+        crew = self.scene.supervisor.crew
+        assert crew.running() <= crew.settings.concurrency
+        assert len(self.scene.running()) <= crew.settings.concurrency
         waiting = {id_ for id_, _ in self.scene.supervisor.suspects.leases()}
         for member in self.scene.supervisor.crew.members:
             suspects = [held for held in member.jobs.values() if held.claim.deaths == MAX_DEATHS - 1]
@@ -250,7 +265,7 @@ class Storm:
             assert (member.solo, member.jobs, member.cancelling, member.doomed) == (None, {}, {}, {})
         assert supervisor.suspects.leases() == set()
         assert not self.scene.desk.unsaid
-        assert len(supervisor.crew.members) <= 2 * supervisor.crew.size + 2
+        assert len(supervisor.crew.members) <= 2 * len(supervisor.crew.shape) + 2
         busy = 0
         for _ in range(20):
             self.scene.turn()
@@ -265,6 +280,10 @@ class Storm:
             assert job.state is not State.RUNNING
             assert job.deaths <= self.deaths[job.id] + self.taken[job.id]
             assert self.successes[job.id] <= 1 + self.taken[job.id]
+
+
+def _do_no_more(executor: ScriptedExecutor) -> None:
+    """It is about to be killed."""
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from ferryman.config import WorkerSettings
+from ferryman.errors import FerrymanError
 from ferryman.job import Claim, ErrorInfo, JobId, Outcome, OutcomeKind
 from ferryman.policy.prefetch import share
 from ferryman.worker.frames import Kind, Returned, TaskFacts
@@ -38,48 +40,74 @@ class Crew:
         self.settings = settings
         self.members: list[Member] = []
         self.facts: dict[str, TaskFacts] = {}
+        self.shape = _shape(settings)
+        """How many places each executor has; together they are as many as jobs may run at once."""
         self._hire_at = 0.0
+        self._is_outdated = False
+        """All executors are to be replaced as soon as others can be started."""
+        self._complaint: str | None = None
+        """Why an executor could not be started, as long as none can."""
         self._held_since: float | None = None
         """Since when all executors are stalled."""
-        self.resize()
 
-    def resize(self) -> None:
-        """Adopt the settings: how many executors, and how many places each."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.size = min(self.settings.executors or cores, self.settings.concurrency)
-        self.places = -(-self.settings.concurrency // self.size)
+    def adopt(self, settings: WorkerSettings) -> None:
+        """These settings hold. An executor that was started for another number of places is replaced."""
+        self.settings = settings
+        self.shape = _shape(settings)
+        if any(member.places not in self.shape for member in self.members):
+            self.renew()
 
     # -- hiring ------------------------------------------------------------------------------------
 
-    def hire(self, count: int, *, relief: bool = False) -> None:
-        """Start executors; they are of use once they have said hello."""
-        for _ in range(count):
-            member = Member(self._launch(self.places), self.places)
+    def hire(self, shape: Iterable[int], *, relief: bool = False) -> None:
+        """Start an executor of so many places each; they are of use once they have said hello."""
+        for places in shape:
+            member = Member(self._launch(places), places)
             member.relief = relief
             self.members.append(member)
 
     def fill(self) -> None:
-        """Start as many as are missing."""
-        if time.monotonic() >= self._hire_at:
-            staying = sum(not (member.retiring or member.relief) for member in self.members)
-            self._try_to_hire(self.size - staying)
+        """Start those that are missing."""
+        if time.monotonic() < self._hire_at:
+            return
+        if self._is_outdated:
+            self.renew()
+        else:
+            staying = (member.places for member in self.members if not (member.retiring or member.relief))
+            self._try_to_hire((Counter(self.shape) - Counter(staying)).elements())
 
-    def _try_to_hire(self, count: int, *, relief: bool = False) -> None:
+    def _try_to_hire(self, shape: Iterable[int], *, relief: bool = False) -> bool:
+        before = len(self.members)
         try:
-            self.hire(count, relief=relief)
-        except (OSError, RuntimeError) as error:
-            # Those that are there run on; perhaps this machine has room for another later.
-            log.error("an executor could not be started: %s", error)
+            self.hire(shape, relief=relief)
+        except Exception as error:
+            # Those that are there run on; perhaps this machine has room for another later, or the code makes sense then.
+            if repr(error) != self._complaint:
+                is_expected = isinstance(error, (FerrymanError, OSError, RuntimeError))
+                log.error(
+                    "an executor could not be started, will try again: %s", error, exc_info=not is_expected
+                )
+            self._complaint = repr(error)
             self.wait_before_hiring()
+            return False
+        if len(self.members) > before:
+            self._complaint = None
+        return True
 
     def wait_before_hiring(self) -> None:
         """Starting did not work; do not try again at once."""
         self._hire_at = time.monotonic() + _HIRE_AGAIN
 
     def renew(self) -> None:
-        """Replace all executors: each finishes what it runs."""
-        self.retire_all()
-        self.fill()
+        """Replace all executors: each finishes what it runs. As long as others cannot be started, they stay."""
+        before = list(self.members)
+        self._is_outdated = not self._try_to_hire(self.shape)
+        if self._is_outdated:
+            for member in self.members[len(before) :]:
+                self.dismiss(member)
+        else:
+            for member in before:
+                self.retire(member)
 
     def retire(self, member: Member) -> None:
         """Let an executor finish what it runs, and end."""
@@ -115,15 +143,32 @@ class Crew:
 
     def has_idle_place(self) -> bool:
         """Whether a job could be started at this very moment."""
-        return self.running() < self.settings.concurrency and any(each.places_free() for each in self._able())
+        return self._spare() > 0 and any(each.places_free() for each in self._able())
 
     def room(self, now: float) -> int:
         """How many jobs can be handed out without making any of them wait long."""
-        spare = max(0, self.settings.concurrency - self.running())
-        able = self._able()
-        room = sum(member.room(now) for member in able)
-        # Relief executors bring places, but the worker's concurrency holds.
-        return min(room, spare + sum(member.pace.ahead(now) for member in able))
+        return sum(self._rooms(self._able(), now))
+
+    def _rooms(self, able: Sequence[Member], now: float) -> list[int]:
+        """How many jobs each of them can be given. Relief executors bring places, and so do those that are there while
+        others finish what they run; but the worker's concurrency holds. An executor that has a place which must stay
+        free gets no jobs ahead, since it would start them."""
+        spare = self._spare()
+        if spare < 0:
+            return [0] * len(able)
+        rooms: list[int] = []
+        for member in able:
+            free = member.places_free()
+            fills = min(free, spare)
+            spare -= fills
+            rooms.append(member.room(now) if fills == free else fills)
+        return rooms
+
+    def _spare(self) -> int:
+        """How many more jobs may run, beside the suspects for which executors are kept free. Less than none if one of
+        those waits until others have ended."""
+        kept = sum(member.solo is not None and not member.jobs for member in self.members)
+        return self.settings.concurrency - self.running() - kept
 
     def _able(self) -> list[Member]:
         """Those who answer; if nobody does, all."""
@@ -141,22 +186,31 @@ class Crew:
             claims = self._confine([claim for claim in claims if claim.task in hogs]) + [
                 claim for claim in claims if claim.task not in hogs
             ]
-        shares = share(len(claims), [member.room(now) for member in able])
+        shares = share(len(claims), self._rooms(able, now))
         start = 0
         for member, count in zip(able, shares, strict=True):
             member.assign(claims[start : start + count])
             start += count
-        # More than there was room for, because an executor was lost meanwhile: they wait there.
         if start < len(claims):
-            max(able, key=lambda member: (member.takes_jobs, member.places - len(member.jobs))).assign(
-                claims[start:]
-            )
+            self._wait_behind(able).assign(claims[start:])
+
+    def _wait_behind(self, able: Sequence[Member]) -> Member:
+        """Who gets what there is no room for, because an executor was lost meanwhile: of those that take jobs one whose
+        places are all taken, so that they wait there."""
+        return max(
+            able,
+            key=lambda member: (
+                member.takes_jobs,
+                not member.places_free(),
+                member.places - len(member.jobs),
+            ),
+        )
 
     def _confine(self, claims: list[Claim]) -> list[Claim]:
         """Give jobs of hogging tasks to stalled executors with free places. Answers those for which none is left."""
         for member in self.members:
             if member.stalled and claims:
-                count = member.places_free()
+                count = max(0, min(member.places_free(), self._spare()))
                 member.assign(claims[:count])
                 claims = claims[count:]
         return claims
@@ -172,8 +226,10 @@ class Crew:
             if not member.jobs and member.solo in (None, claim.id):
                 # Perhaps another one was kept free for it.
                 self.unreserve(claim.id)
-                member.assign([claim])
                 member.solo = claim.id
+                if self.running() >= self.settings.concurrency:
+                    return False  # Others bring more places than may be used; the next one to end makes room.
+                member.assign([claim])
                 return True
         # The one with the least to do takes nothing more until it is empty.
         if candidates and not any(member.solo for member in candidates):
@@ -202,9 +258,9 @@ class Crew:
         if ready and all(member.ready and member.stalled for member in ready):
             self._held_since = now if self._held_since is None else self._held_since
             may_hire = now >= max(self._hire_at, self._held_since + _RELIEF_AFTER)
-            if len(ready) < self.size + _RELIEF and may_hire:
+            if len(ready) < len(self.shape) + _RELIEF and may_hire:
                 log.info("all executors are held by tasks that compute; starting another one")
-                self._try_to_hire(1, relief=True)
+                self._try_to_hire(self.shape[:1], relief=True)
             return
         self._held_since = None
         for member in ready:
@@ -268,3 +324,11 @@ class Crew:
             error = ErrorInfo("Stopped", reason)
             return Outcome(claim.id, claim.lease, OutcomeKind.DEAD, job.ran_us, error=error)
         return Outcome(claim.id, claim.lease, OutcomeKind.SNOOZED, job.ran_us, reason=reason)
+
+
+def _shape(settings: WorkerSettings) -> tuple[int, ...]:
+    """How many places each executor has, the largest first."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = min(settings.executors or cores, settings.concurrency)
+    places, larger = divmod(settings.concurrency, size)
+    return (places + 1,) * larger + (places,) * (size - larger)

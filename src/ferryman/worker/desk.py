@@ -16,9 +16,10 @@ from ferryman.job import Claim, JobId, OutcomeKind, WorkerId
 from ferryman.policy.priority import strict_plan
 from ferryman.store.port import Store, Waker
 from ferryman.store.records import Claimed, Take
+from ferryman.worker.storeclock import StoreClock
 from ferryman.worker.unsaid import Sayings, Unsaid, plainly
 
-__all__ = ["MOST_JOBS", "Desk"]
+__all__ = ["MOST_JOBS", "Desk", "is_refusal"]
 
 log = logging.getLogger("ferryman.worker")
 
@@ -34,9 +35,6 @@ _LOOK_WHEN_BUSY = 0.2
 
 _STILL_DUE = 20
 """ms after which to claim again if a job is due that was not let in: others that are at it hold it up."""
-
-_JUMP = 5_000
-"""ms by which two answers of the store's time differ from ours when somebody has set a clock."""
 
 _QUIET = 0.2
 """Seconds for which no notes are said, when somebody's open transaction has the row of one of their jobs."""
@@ -70,11 +68,10 @@ class Desk:
         self._claims = 0
         self._vain_claim_at = 0.0
         self._next_due: float | None = None
-        self._ahead: float | None = None
-        """ms by which the store's clock is ahead of ours, once it has told."""
+        self.clock = StoreClock()
         self.back_at = -math.inf
-        """When the store was found to answer again after it had not for longer than a heartbeat, or to have another
-        time."""
+        """When the store was found to answer again after it had not for longer than a heartbeat, or a clock to have
+        been set."""
         self._away_since: float | None = None
         self._look_at = 0.0
         self.retry_at = 0.0
@@ -158,19 +155,15 @@ class Desk:
         return signs.orders
 
     def _expect(self, due: int | None, now: int) -> None:
-        ahead, before = now - time.time() * 1000, self._ahead
-        if before is not None and abs(ahead - before) > _JUMP:
-            log.warning(
-                "the store's clock and this machine's are %g s further apart", (ahead - before) / 1000
-            )
+        if self.clock.learn(now):
             self.back_at = time.monotonic()
-        self._ahead = ahead
         self._next_due = None if due is None else time.monotonic() + max(_STILL_DUE, due - now) / 1000
 
-    def store_time(self) -> float:
-        """What the store's clock says by now, in ms, as far as can be told without asking: the machines of a fleet
-        need not agree on the time."""
-        return time.time() * 1000 + (self._ahead or 0.0)
+    def watch_clock(self) -> None:
+        """If this machine's clock has been set, leases may seem to have ended: others need time to say that they live, and
+        this worker says so itself although it has nothing to ask."""
+        if self.clock.was_set_here():
+            self.back_at = time.monotonic()
 
     # -- what --------------------------------------------------------------------------------------
 
@@ -202,7 +195,7 @@ class Desk:
                 return ()
             self.doubtful = self.doubtful or room > 0
             self._sent = max(self._sent, len(said.outcomes))
-            self._refused = _is_refusal(error)
+            self._refused = is_refusal(error)
             self.fail(error)
             return ()
         self.recovered()
@@ -224,7 +217,7 @@ class Desk:
                     self._accepted += len(part.outcomes)
                     self._doubts.pop(part.what, None)
                 except StoreError as error:
-                    if not _is_refusal(error):
+                    if not is_refusal(error):
                         raise
                     self.unsaid.heard(part)
                     refusals.append((part, error))
@@ -328,7 +321,7 @@ class Desk:
         """The store did not do its part: keep everything, and try again, sooner at first."""
         if not self._retry_delay:
             log.error("the store does not answer, will try again: %s", error)
-        if _is_refusal(error):
+        if is_refusal(error):
             self.answered()  # It refuses, so it is there.
         elif self._away_since is None:
             self._away_since = time.monotonic()
@@ -362,6 +355,6 @@ class Desk:
         self.hungry = True
 
 
-def _is_refusal(error: StoreError) -> bool:
+def is_refusal(error: StoreError) -> bool:
     """Whether the store is there, but does not take what it was told, now or ever."""
     return type(error) is StoreError or isinstance(error, StoreBusy)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ferryman.clock import millis
@@ -15,10 +14,11 @@ from ferryman.config import RetentionSettings
 from ferryman.errors import StoreError, WorkerGone
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry, backoff_delay
-from ferryman.store.records import Retention, WorkerRecord
-from ferryman.worker.desk import Desk
+from ferryman.store.records import QueueSettings, Retention, WorkerRecord
+from ferryman.worker.desk import Desk, is_refusal
 from ferryman.worker.identity import is_dead_neighbour, place
 from ferryman.worker.member import Held, Member
+from ferryman.worker.register import worker_info
 
 if TYPE_CHECKING:
     from ferryman.worker.supervisor import Supervisor
@@ -37,11 +37,16 @@ _GRACE = 3.0
 can say so only now."""
 _RECONCILE = 60.0
 """Seconds between comparisons of what the store says we run with what we run."""
+_AFTER_REFUSAL = 1.0
+"""Seconds until what the store refuses is tried again. Jobs and their outcomes do not wait for that."""
 _PRUNE = 5.0
 _PRUNE_LATEST = 60.0
 """Seconds for which pruning waits for a lull, while there are jobs to claim. Then it keeps pace with these."""
 _PRUNE_JOBS = 400
 _DAY = 86_400_000
+
+_Errand = Callable[[float], None]
+"""What is done at the store; is told the time by `time.monotonic`."""
 
 
 class Duties:
@@ -59,6 +64,10 @@ class Duties:
         self._heartbeat_at = now + supervisor.settings.heartbeat
         self._heard = 0
         """The number of the last order."""
+        self._registered: tuple[tuple[str, ...], Sequence[QueueSettings]] | None = None
+        """The tasks and the queues that the store was told of."""
+        self._refused: dict[_Errand, float] = {}
+        """What the store has refused to have done, and when it is tried again."""
         self._neighbours: list[WorkerRecord] = []
         """The other workers that are alive, as the register had them."""
         self._neighbours_at = now
@@ -73,8 +82,7 @@ class Duties:
     def next_at(self, *, busy: bool) -> float:
         """When the next duty is due; executors are watched only while they have jobs."""
         watch = self._watch_at if busy else math.inf
-        prune = self._prune_latest if self._desk.hungry else self._prune_at
-        ask = min(self._heartbeat_at, self._neighbours_at, self._reconcile_at, prune)
+        ask = min(at for at, _ in self._errands())
         return min(watch, max(ask, self._desk.retry_at) if self._desk.is_away else ask)
 
     def perform(self, now: float) -> None:
@@ -82,53 +90,79 @@ class Duties:
         if now >= self._watch_at:
             self._watch_at = now + _WATCH
             self._watch(now)
-        if now < self._desk.retry_at and self._desk.is_away:
-            return
-        with self._store_may_fail():
-            if now >= self._heartbeat_at or self._beat_at < self._desk.back_at:
-                self.heartbeat()
-            if now >= self._neighbours_at:
-                self._neighbours_at = now + _NEIGHBOURS
-                self._look_at_neighbours(now)
-            if now >= self._reconcile_at or self._desk.doubtful:
-                self.reconcile()
-            if now >= (self._prune_latest if self._desk.hungry else self._prune_at):
-                self._prune(now)
+        self._desk.watch_clock()
+        for at, errand in self._errands():
+            if now >= at and not (self._desk.is_away and now < self._desk.retry_at):
+                self._run(errand, now)
 
     def heartbeat(self) -> None:
         """Renew the leases, and do as ordered."""
-        supervisor = self._supervisor
-        self._beat_at = time.monotonic()
-        self._heartbeat_at = self._beat_at + supervisor.settings.heartbeat
-        lease = millis(supervisor.settings.lease)
-        operation = self._store.heartbeat(supervisor.id, supervisor.status, lease, self._heard)
-        with self._store_may_fail():
-            try:
-                answer = self._runner.run(operation)
-            except WorkerGone:
-                supervisor.begin_anew()
-                return
-            before = supervisor.phase
-            self._desk.recovered()
-            self._heard = answer.last
-            for order in answer.orders:
-                supervisor.obey(order)
-            if supervisor.phase is not before:
-                self.tell()
+        self._run(self._beat, time.monotonic())
 
     def tell(self) -> None:
         """Let the next heartbeat come at once: people look whether the worker has obeyed."""
         self._heartbeat_at = 0.0
 
+    # -- errands to the store ----------------------------------------------------------------------
+
+    def _errands(self) -> list[tuple[float, _Errand]]:
+        """What is to be done, and when."""
+        errands: list[tuple[float, _Errand]] = [
+            (0.0 if self._beat_at < self._desk.back_at else self._heartbeat_at, self._beat),
+            (self._neighbours_at, self._look_at_neighbours),
+            (0.0 if self._desk.doubtful else self._reconcile_at, self.reconcile),
+            (self._prune_latest if self._desk.hungry else self._prune_at, self._prune),
+        ]
+        if self._refused:
+            return [(max(at, self._refused.get(errand, at)), errand) for at, errand in errands]
+        return errands
+
+    def _run(self, errand: _Errand, now: float) -> None:
+        """Do it. If the store refuses, nothing else waits for that; of several refusals in a row the first is told."""
+        try:
+            errand(now)
+        except StoreError as error:
+            if not is_refusal(error):
+                self._desk.fail(error)
+                return
+            self._desk.answered()
+            if errand not in self._refused:
+                log.error("the store refuses what a worker does beside its jobs, will try again: %s", error)
+            self._refused[errand] = now + _AFTER_REFUSAL
+        else:
+            self._refused.pop(errand, None)
+
+    def _beat(self, now: float) -> None:  # noqa: ARG002
+        supervisor = self._supervisor
+        self._beat_at = time.monotonic()
+        lease = millis(supervisor.settings.lease)
+        operation = self._store.heartbeat(supervisor.id, supervisor.status, lease, self._heard)
+        try:
+            answer = self._runner.run(operation)
+        except WorkerGone:
+            supervisor.begin_anew()
+            return
+        self._heartbeat_at = self._beat_at + supervisor.settings.heartbeat
+        before = supervisor.phase
+        self._desk.recovered()
+        self._heard = answer.last
+        for order in answer.orders:
+            supervisor.obey(order)
+        if supervisor.phase is not before:
+            self.tell()
+        if self._registered != self._known():
+            self.register()
+
     def _look_at_neighbours(self, now: float) -> None:
         """Take over from workers that died: those of this machine that are no process any more, at once; others
         when their lease has ended. The register is asked now and then, and only a reason makes this write."""
+        self._neighbours_at = now + _NEIGHBOURS
         if now >= self._register_at:
             self._look_at_register(now)
         dead = [each.info.id for each in self._neighbours if is_dead_neighbour(each.info, self._here)]
         # The store decides whether a lease has ended; this only says when to ask.
         may_be_late = now > self._desk.back_at + _GRACE
-        late = self._desk.store_time() if may_be_late else 0
+        late = self._desk.clock.now() if may_be_late else 0
         if dead or any(each.lease_until <= late for each in self._neighbours):
             self._register_at = 0.0
             for rescued in self._runner.run(self._store.rescue(dead, late=may_be_late)):
@@ -146,15 +180,37 @@ class Duties:
         pause = min(self._register_pause * 1.5, _REGISTER_MOST) if same else _REGISTER_FIRST
         self._register_pause, self._register_at = pause, now + pause
 
+    def register(self) -> None:
+        """Make the worker and its queues known, or what its tasks are now. Raises StoreError."""
+        supervisor = self._supervisor
+        tasks, queues = known = self._known()
+        info = worker_info(
+            supervisor.id, supervisor.queues, tasks, supervisor.settings.concurrency, self._desk.waker.address
+        )
+        if self._registered is None or self._registered[1] != queues:
+            self._runner.run(self._store.declare(queues))
+        self._runner.run(self._store.register(info, millis(supervisor.settings.lease)))
+        self._registered = known
+
+    def look_at_tasks(self) -> None:
+        """If they are others now, the store is told with the next heartbeat, which comes at once."""
+        if self._registered != self._known():
+            self.tell()
+
+    def _known(self) -> tuple[tuple[str, ...], Sequence[QueueSettings]]:
+        return tuple(self._supervisor.crew.facts), self._supervisor.declared
+
     def start_anew(self) -> None:
-        """The worker is another one on the register, perhaps of a store that has been emptied."""
+        """The worker is another one on the register, perhaps of a store that has been emptied. Raises StoreError."""
         self._heard = 0
         self._register_at = 0.0
+        self._registered = None
+        self.register()
 
-    def reconcile(self) -> None:
+    def reconcile(self, now: float) -> None:
         """Give back jobs that are leased to us in an answer that never came. An answer can be lost without a word, and
         its statement be carried out late, so this is done now and then without a reason, too."""
-        self._reconcile_at = time.monotonic() + _RECONCILE
+        self._reconcile_at = now + _RECONCILE
         held = self._runner.run(self._store.holding(self._supervisor.id))
         self._desk.doubtful = False
         known = self._supervisor.known_leases()
@@ -175,13 +231,6 @@ class Duties:
         else:
             self._prune_latest += _PRUNE_LATEST
 
-    @contextlib.contextmanager
-    def _store_may_fail(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreError as error:
-            self._desk.fail(error)
-
     # -- executors ---------------------------------------------------------------------------------
 
     def _watch(self, now: float) -> None:
@@ -196,10 +245,9 @@ class Duties:
                 self._check_time(member, held, elapsed, now)
             if look_at_memory and member.ready:
                 self._check_memory(member, running)
-            if member.doomed or (
-                member.farewell is not None and now > member.farewell + supervisor.settings.grace
-            ):
-                # Of one that has said goodbye, only threads are left that do not end.
+            # Of one that said goodbye a while ago, only threads are left that do not end.
+            lingers = member.farewell is not None and now > member.farewell + supervisor.settings.grace
+            if member.doomed or lingers or member.launched.has_ended():
                 supervisor.kill(member)
             elif supervisor.settings.recycle_after and member.done >= supervisor.settings.recycle_after:
                 self._replace(member, f"it has done {member.done} jobs")

@@ -123,6 +123,9 @@ class _Thread:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         self.sock.close()
         # A task may run on that cannot be stopped. Then its table has to stay; the process's end frees it.
@@ -133,6 +136,13 @@ class _Thread:
 
 
 def _launch_thread(app: App, places: int) -> Launched:
-    ours, theirs = socket.socketpair()
-    theirs.settimeout(None)  # whatever the program has made the default
-    return _Thread(app, ours, theirs, SlotTable.create(places))
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair()
+        for each in (ours, theirs):
+            undo.callback(each.close)
+        theirs.settimeout(None)  # whatever the program has made the default
+        table = SlotTable.create(places)
+        undo.callback(table.close)
+        launched = _Thread(app, ours, theirs, table)
+        undo.pop_all()
+    return launched

@@ -1,6 +1,7 @@
 """The track of ``async def`` tasks: one event loop in one thread, with so many jobs at once as there are places.
 
-All state belongs to the loop's thread, save the queue of what waits, which the reader fills and recalls.
+All state belongs to the loop's thread, save the queue of what waits, which is filled from the gangway and may be taken
+back.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import collections
 import contextlib
 import contextvars
 import functools
+import logging
 import random
 import threading
 import time
@@ -20,6 +22,7 @@ from ferryman.context import Cancelled, Context, SoftTimeout
 from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
 from ferryman.worker.frames import Assignment, Kind, Returned
+from ferryman.worker.gangway import Gangway
 from ferryman.worker.judge import (
     Stop,
     judge_begun_before,
@@ -45,6 +48,8 @@ from ferryman.worker.slots import SlotTable
 
 __all__ = ["LoopTrack"]
 
+log = logging.getLogger("ferryman.worker")
+
 _LAST_STEPS = 1.0
 """Seconds that asynchronous generators, which tasks have left, get to end."""
 
@@ -64,23 +69,31 @@ class _Run:
         self.runnable = runnable
         self.overrides = overrides
         self.task: asyncio.Task[None] | None = None
-        """Set once its first step was taken: asyncio drops a task that is cancelled before without a word."""
+        """Set once its first step was taken."""
         self.stop: Stop | None = None
         self.cancelled: threading.Event | None = None
         self.context: Context | None = None
 
 
 class LoopTrack:
-    """Only the reader may call its methods."""
+    """Its methods are for the reader, `feed` and `take_back` for whoever has the lock of the `Gangway`."""
 
     def __init__(
-        self, tasks: Mapping[str, Runnable], outbox: Outbox, table: SlotTable, on_end: Callable[[], None]
+        self,
+        tasks: Mapping[str, Runnable],
+        outbox: Outbox,
+        table: SlotTable,
+        gangway: Gangway,
+        on_end: Callable[[], None],
+        on_fault: Callable[[], None],
     ) -> None:
-        """`on_end` is called once, after `finish`."""
+        """`gangway` must know of each job that is done, and feeds no more than there are places. `on_end` is called once, after `finish`; or `on_fault`, if the loop cannot go on and its jobs are stuck."""
         self._tasks = tasks
         self._outbox = outbox
         self._table = table
+        self._gangway = gangway
         self._on_end = on_end
+        self._on_fault = on_fault
         self._waiting: collections.deque[Assignment] = collections.deque()
         self._free = list(reversed(table.slots_of("loop")))
         self._runs: dict[int, _Run] = {}
@@ -91,34 +104,39 @@ class LoopTrack:
         """By serial number, arguments on their way from a place outside the store."""
         self._stowing: set[asyncio.Future[Outcome | None]] = set()
         """Results on their way there."""
-        self._flushes_soon = False
+        self._fills_soon = False
+        self._context = contextvars.Context()
         self._ends = False
         self._ended = False
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
 
     def start(self) -> None:
-        """Start the loop's thread."""
-        threading.Thread(target=self._serve, name="ferryman-loop", daemon=True).start()
+        """Start the loop's thread. To be called ahead of all else."""
+        self._loop = asyncio.new_event_loop()
+        try:
+            threading.Thread(target=self._serve, name="ferryman-loop", daemon=True).start()
+        except RuntimeError:
+            self._loop.close()
+            raise
 
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order."""
         self._waiting.extend(assignments)
-        self._call(self._fill)
+        if not self._fills_soon:
+            self._fills_soon = True
+            self._call(self._fill)
 
-    def recall(self) -> list[Assignment]:
-        """Take back what has not been started. Jobs among them that were cancelled are settled."""
-        recalled: list[Assignment] = []
-        while self._waiting:
-            try:
-                assignment = self._waiting.popleft()
-            except IndexError:
-                break  # The loop was quicker.
-            stop = self._cancels.pop(assignment.serial, None)
-            if stop is None:
-                recalled.append(assignment)
-            else:
-                self._outbox.settle(judge_cancelled(assignment.claim, stop.reason), 0, idle=False)
-        return recalled
+    def take_back(self) -> list[Assignment]:
+        """What has not been started."""
+        waiting: list[Assignment] = []
+        with contextlib.suppress(IndexError):  # The loop may be quicker.
+            while self._waiting:
+                waiting.append(self._waiting.popleft())
+        return waiting
+
+    def forget_cancel(self, serial: int) -> Stop | None:
+        """Why a job was cancelled that was taken back, if it was."""
+        return self._cancels.pop(serial, None)
 
     def cancel(self, serial: int, reason: str | None) -> None:
         """Stop a job, or keep it from being started. One that has ended is not disturbed."""
@@ -129,13 +147,12 @@ class LoopTrack:
         return self._call(self._outbox.post, Kind.PONG, ping)
 
     def finish(self) -> None:
-        """End the loop after the current jobs; the queue must be empty, so recall first. Jobs whose arguments are being
+        """End the loop after the current jobs; nothing may wait, so take back first. Jobs whose arguments are being
         fetched are given back."""
         self._call(self._finish)
 
     def abandon(self, reason: str) -> None:
-        """Stop everything: nobody wants the outcomes."""
-        self.recall()
+        """Stop everything, as `finish`: nobody wants the outcomes."""
         self._call(self._abandon, Stop(Cancelled, reason))
 
     def _call(self, function: Callable[..., None], *args: Any) -> bool:
@@ -148,23 +165,41 @@ class LoopTrack:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
-        while not self._ended:
-            # A task of a task that raises SystemExit, and anybody who calls `stop`, leaves the loop; the jobs are still in it.
-            with contextlib.suppress(SystemExit, KeyboardInterrupt):
-                self._loop.run_forever()
+        try:
+            while not self._ended:
+                # A task of a task that raises SystemExit, and anybody who calls `stop`, leaves the loop; the jobs are
+                # still in it.
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                    self._loop.run_forever()
+        except BaseException:
+            # Memory may have run out in the loop itself. Nobody knows which jobs it has lost.
+            self._on_fault()
+            log.critical("the executor stops: its event loop has failed", exc_info=True)
+            return
         with contextlib.suppress(BaseException):
-            closing = self._loop.shutdown_asyncgens()
-            self._loop.run_until_complete(asyncio.wait_for(closing, _LAST_STEPS))
+            self._loop.run_until_complete(self._last_steps())
         self._loop.close()
         self._on_end()
 
+    async def _last_steps(self) -> None:
+        """Let generators end, cancel their end if it takes long, and wait no longer if they do not care."""
+        closing = self._loop.create_task(self._loop.shutdown_asyncgens())
+        await asyncio.wait([closing], timeout=_LAST_STEPS)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait([closing], timeout=_LAST_STEPS)
+
     def _fill(self) -> None:
-        while self._free and self._waiting:
+        # Ahead of the look: whoever feeds later calls again.
+        self._fills_soon = False
+        while self._waiting:
             try:
                 assignment = self._waiting.popleft()
             except IndexError:
-                break  # The reader has recalled it.
+                break  # The reader has taken it back.
             self._start(assignment, self._free.pop())
+        if not self._gangway.is_crowded:
+            self._outbox.flush()
         is_idle = not (self._runs or self._fetching or self._stowing)
         if self._ends and is_idle and not self._ended:  # Another stop would cut the last steps short.
             self._ended = True
@@ -198,10 +233,9 @@ class LoopTrack:
             self._settle(slot, judge_cancelled(claim, stop.reason))
         elif fetched is None:
             self._outbox.post(Kind.RETURNED, [Returned(claim.id, claim.lease)])
-            self._free.append(slot)
+            self._leave(slot)
         else:
             self._settle(slot, fetched)
-        self._fill()
 
     def _aside(self, call: Callable[[], T]) -> asyncio.Future[T | None]:
         """What a call returns that never raises and may hang. None if nobody waits for it any more."""
@@ -231,7 +265,8 @@ class LoopTrack:
             call = runnable.with_context(call, run.context)
         self._runs[assignment.serial] = run
         # A context of its own: else a job would inherit the variables of the one in whose wake it is started.
-        self._loop.create_task(self._run(run, *call), context=contextvars.Context())
+        task = self._loop.create_task(self._run(run, *call), context=contextvars.Context())
+        task.add_done_callback(functools.partial(self._left, run))
 
     async def _run(self, run: _Run, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Run, judge and settle."""
@@ -264,8 +299,17 @@ class LoopTrack:
         if has_large_result(runnable, outcome):
             outcome = await self._stowed(run, outcome)
         self._settle(run.slot, outcome)
-        if self._waiting or self._ends:
-            self._loop.call_soon(self._fill)
+
+    def _left(self, run: _Run, task: asyncio.Task[None]) -> None:
+        """A job's task is done."""
+        if self._runs.pop(run.assignment.serial, None) is not None:
+            # It has not settled it: one that is cancelled ahead of its first step is dropped by asyncio without a word.
+            claim, luck = run.assignment.claim, random.random()  # noqa: S311
+            error = (None if task.cancelled() else task.exception()) or asyncio.CancelledError()
+            self._settle(
+                run.slot,
+                judge_error(run.runnable, claim, run.overrides, error, stop=run.stop, ran_us=0, luck=luck),
+            )
 
     async def _stowed(self, run: _Run, outcome: Outcome) -> Outcome:
         # It has ended: it must not be killed for taking long.
@@ -285,16 +329,16 @@ class LoopTrack:
     def _settle(self, slot: int, outcome: Outcome) -> None:
         self._table.finish(slot)
         self._outbox.settle(outcome, time.monotonic_ns(), idle=False)
-        self._free.append(slot)
-        if not self._flushes_soon:
-            # Those that end in the same round of the loop are sent together.
-            self._flushes_soon = True
-            self._loop.call_soon(self._flush)
+        self._leave(slot)
 
-    def _flush(self) -> None:
-        self._flushes_soon = False
-        if not self._waiting:
-            self._outbox.flush()
+    def _leave(self, slot: int) -> None:
+        """Make room for another job."""
+        self._free.append(slot)
+        if not self._fills_soon:
+            # Outcomes of jobs that end in the same round of the loop are sent together.
+            self._fills_soon = True
+            self._loop.call_soon(self._fill, context=self._context)
+        self._gangway.leave()
 
     def _cancel(self, serial: int, stop: Stop) -> None:
         run = self._runs.get(serial)

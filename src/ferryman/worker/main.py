@@ -85,7 +85,11 @@ def _stop(supervisor: Supervisor) -> None:
     patience = supervisor.settings.shutdown_timeout + _LEAVE_TAKING
     watch = threading.Timer(patience, _end_at_once, (patience,))
     watch.daemon = True
-    watch.start()
+    try:
+        watch.start()
+    except RuntimeError as error:
+        # Raised here, in a signal's handler, it would end the supervisor wherever that is.
+        log.warning("it is not watched whether the worker stops in time: %s", error)
 
 
 def _end_at_once(patience: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +54,10 @@ class Launched(Protocol):
 
     def kill(self) -> None:
         """End it at once if that is possible; else have it end when it can."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Whether it lives no more, for certain. Its socket may still be open: what C code has forked can hold that."""
         ...
 
     def close(self) -> None:
@@ -148,21 +151,26 @@ class Member:
 
     def receive(self) -> list[Frame] | None:
         """The frames that have come; None once the executor is dead."""
+        frames: list[Frame] = []
         try:
-            data = self.launched.sock.recv(_READ_BYTES)
+            while not frames:
+                data = self.launched.sock.recv(_READ_BYTES)
+                if not data:
+                    return None
+                frames = self._reader.feed(data)
         except BlockingIOError:
-            return []
+            pass
         except OSError:
             return None
-        if not data:
-            return None
-        try:
-            return self._reader.feed(data)
         except FrameError as error:
-            # Its stream is of no use any more, and so is it.
-            log.error("executor %d is ended: %s", self.launched.pid, error)
-            self.launched.kill()
+            self.reject(str(error))
             return None
+        return frames
+
+    def reject(self, reason: str) -> None:
+        """What it says is of no use, and so is it."""
+        log.error("executor %d is ended: %s", self.launched.pid, reason)
+        self.launched.kill()
 
     # -- jobs --------------------------------------------------------------------------------------
 
@@ -258,24 +266,25 @@ class Member:
     # -- health ------------------------------------------------------------------------------------
 
     def probe(self, now: float) -> None:
-        """Look whether it answers: a task that hogs the interpreter lets it stall. Call this often."""
+        """Look whether it answers: a task that hogs the interpreter lets it stall. Call this often; `now` is when it
+        was last listened to."""
         if not self.ready:
             return
         if self._pinged_at is not None:
             self.stalled = self.stalled or now - self._pinged_at > _PATIENCE
         elif self.jobs and now - self._progress_at > _PATIENCE:
             self._ping += 1
-            self._pinged_at = now
             self.send(Kind.PING, self._ping)
+            self._pinged_at = time.monotonic()
         elif not self.jobs:
             self.stalled = False
         if self.jobs and now - self._progress_at > _PATIENCE and not self._recalled:
             self._recall_waiting()
 
-    def answered(self, ping: int, now: float) -> None:
-        """It answered a ping."""
+    def answered(self, ping: int, at: float) -> None:
+        """It answered a ping, not before `at`."""
         if ping == self._ping and self._pinged_at is not None:
-            self.stalled = now - self._pinged_at > _PATIENCE / 4
+            self.stalled = at - self._pinged_at > _PATIENCE / 4
             self._pinged_at = None
 
     def _recall_waiting(self) -> None:
@@ -317,8 +326,10 @@ class _Process:
         self._process = process
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def close(self) -> None:
         self.sock.close()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ferryman.app import App
 from ferryman.context import Context, Transaction
 from ferryman.errors import PayloadError
 from ferryman.job import Claim
@@ -85,9 +84,9 @@ class Runnable:
         return functools.partial(context.run if self.track == "thread" else context.arun, self.call)
 
 
-def runnables(app: App) -> dict[str, Runnable]:
-    """All tasks of an app by name. Raises if the annotations of one make no sense."""
-    return {name: Runnable(task) for name, task in app.tasks.items()}
+def runnables(tasks: Mapping[str, Task[..., Any]]) -> dict[str, Runnable]:
+    """All tasks of an app by name. Raises ConfigError if the annotations of one make no sense."""
+    return {name: Runnable(task) for name, task in tasks.items()}
 
 
 def facts(task: Task[..., Any]) -> TaskFacts:

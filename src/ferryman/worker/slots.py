@@ -1,9 +1,9 @@
 """A table in shared memory that says what an executor runs: readable after the executor was killed.
 
-Each track has a slot for each place, and that of threads one more, since it has a thread more than places: the
-serial number of the job that it runs or ran last, and since when it runs (0 if it does not). Since the jobs of a track
-are started in the order of their serial numbers, the largest one in its slots tells what was started and what was not;
-save those whose arguments are still being fetched, of which their own slots say so.
+Each track has a slot for each place, though they have the places in common, and that of threads one more, since it has a
+thread more than places: the serial number of the job that it runs or ran last, and since when it runs (0 if it does
+not). Since the jobs of a track are started in the order of their serial numbers, the largest one in its slots tells what
+was started and what was not; save those whose arguments are still being fetched, of which their own slots say so.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from typing import Any
 
 import msgspec
 
-from ferryman.clock import millis
 from ferryman.config import RetentionSettings, Settings, WorkerSettings
 from ferryman.errors import ConfigError, FerrymanError, StoreError, WorkerGone
 from ferryman.job import Claim, JobId, Outcome, WorkerId
@@ -34,8 +33,7 @@ from ferryman.worker.duties import Duties
 from ferryman.worker.frames import ExecutorHello, Frame, Kind
 from ferryman.worker.identity import new_worker_id
 from ferryman.worker.member import Launch, Member
-from ferryman.worker.register import worker_info
-from ferryman.worker.suspects import Suspects, refuse_monsters
+from ferryman.worker.suspects import Suspects, give_back_unknown, refuse_monsters
 from ferryman.worker.sweeper import Sweeper
 
 __all__ = ["OpenStore", "Phase", "Supervisor"]
@@ -79,8 +77,9 @@ class Supervisor:
         self.done = 0
         self._open_store = open_store
         self._overrides = overrides or {}
-        self._queues = queues
-        self._declared: Sequence[QueueSettings] = ()
+        self.queues = queues
+        self.declared: Sequence[QueueSettings] = ()
+        """The settings of queues that the app has told."""
         self._on_ready = on_ready
         self._desk: Desk | None = None
         self._duties: Duties | None = None
@@ -91,6 +90,9 @@ class Supervisor:
         self._is_stopping = False
         """Somebody has told it to stop; who does so again means it."""
         self._inbox, self._outbox = socket.socketpair()
+        self._outbox.setblocking(False)  # If it is full, the supervisor will hear anyway.
+        self._listened_at = self._came_at = time.monotonic()
+        """When it listened last to its executors, and the earliest moment at which they can have said what it heard then."""
         self._selector = selectors.DefaultSelector()
 
     # -- from outside ------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ class Supervisor:
         cannot be used at the start."""
         self._selector.register(self._inbox, selectors.EVENT_READ, self._hear)
         try:
-            self.crew.hire(1)
+            self.crew.hire(self.crew.shape[:1])
             while not self._is_over():
                 self._take_in()
                 if self._desk is not None:
@@ -153,7 +155,7 @@ class Supervisor:
             try:
                 # Whoever leaves says of all that it holds that it did not get done; so it does of what the store refuses.
                 if desk.doubtful and self._duties is not None:
-                    self._duties.reconcile()
+                    self._duties.reconcile(time.monotonic())
                 else:
                     desk.runner.run(desk.store.leave(self.id))
                     return
@@ -167,7 +169,12 @@ class Supervisor:
     def _take_in(self) -> None:
         """Wait until something happens, and take note of it."""
         self._watch_members()
-        for key, mask in self._selector.select(self._patience()):
+        begun = time.monotonic()
+        ready = self._selector.select(self._patience())
+        # What is there at once may have come at any time since it listened last: the store's time is not the executor's.
+        self._came_at = time.monotonic() - (begun - self._listened_at)
+        self._listened_at = time.monotonic()
+        for key, mask in ready:
             if isinstance(key.data, Member):
                 if key.data not in self.crew.members:
                     continue  # an earlier event of this round made an end of it
@@ -209,12 +216,16 @@ class Supervisor:
         room = min(self.crew.room(now) - len(self.suspects), MOST_JOBS)
         if room <= 0:
             return 0
-        worth_it = room * 2 >= self.crew.held() or room >= self.crew.places or self.crew.has_idle_place()
+        worth_it = room * 2 >= self.crew.held() or room >= self.crew.shape[0] or self.crew.has_idle_place()
         return room if worth_it else 0
 
     def _hand_out(self, claims: Sequence[Claim]) -> None:
         claims, refused = refuse_monsters(claims)
         self._conclude(refused)
+        if "reload" in self._told:
+            # Executors that are about to go would put off for long what the next ones know.
+            claims, early = give_back_unknown(claims, self.crew.facts)
+            self._conclude(early)
         self.crew.hand_out(self.suspects.pick_out(claims), time.monotonic())
         self.suspects.send()
 
@@ -276,7 +287,7 @@ class Supervisor:
             case Kind.RETURNED:
                 self._conclude(self.crew.outcomes_of_returned(member, body))
             case Kind.PONG:
-                member.answered(body, time.monotonic())
+                member.answered(body, self._came_at)
             case Kind.HELLO:
                 self._welcome(member, body)
             case Kind.BROKEN:
@@ -285,7 +296,7 @@ class Supervisor:
                 member.retiring = True
                 member.farewell = time.monotonic()
             case _:
-                raise FerrymanError(f"an executor sent a {frame.kind.name} frame")
+                member.reject(f"executors do not send {frame.kind.name} frames")
 
     def _conclude(self, outcomes: Sequence[Outcome]) -> None:
         """So these jobs ended; the store will hear of it."""
@@ -299,8 +310,11 @@ class Supervisor:
             return
         member.ready = True
         member.facts = self.crew.facts = {fact.name: fact for fact in hello.tasks}
-        if self._desk is None:
+        self.declared = hello.queues
+        if self._duties is None:
             self._open(hello)
+        else:
+            self._duties.look_at_tasks()
         self._fill()
 
     def _refuse(self, member: Member, story: str) -> None:
@@ -314,23 +328,22 @@ class Supervisor:
 
     def _open(self, hello: ExecutorHello) -> None:
         self._adopt(hello.settings)
-        self._declared = hello.queues
         desk = Desk(self._open_store(hello.url), self.id, self.settings.heartbeat)
-        self._register(desk)
-        self._desk = desk
+        duties = Duties(self, desk)
+        duties.register()
+        self._desk, self._duties = desk, duties
         self._selector.register(desk.waker.fileno(), selectors.EVENT_READ, self._hear_bell)
-        self._duties = Duties(self, desk)
         self._chores.append(Chore("tidying the store", desk.store.tidy))
         if hello.settings.blobs.url is not None:
             sweeper = Sweeper(desk.store, hello.settings.blobs.url, self.id)
             self._chores.append(Chore("sweeping large payloads", sweeper.sweep))
         for chore in self._chores:
             chore.start()
-        served = "all queues" if self._queues is None else f"queues {', '.join(self._queues)}"
+        served = "all queues" if self.queues is None else f"queues {', '.join(self.queues)}"
         log.info(
             "worker %s serves %s of %s with %s, %s at a time in %s",
             self.id, served, desk.store.url, counted(len(hello.tasks), "task"),
-            counted(self.settings.concurrency, "job"), counted(self.crew.size, "executor"),
+            counted(self.settings.concurrency, "job"), counted(len(self.crew.shape), "executor"),
         )  # fmt: skip
         if self._on_ready is not None:
             self._on_ready()
@@ -338,20 +351,8 @@ class Supervisor:
     def _adopt(self, settings: Settings) -> None:
         """The app's own settings of the worker, of which those of the command line have precedence."""
         self.retention = settings.retention
-        self.settings = self.crew.settings = msgspec.structs.replace(settings.worker, **self._overrides)
-        places = self.crew.places
-        self.crew.resize()
-        if self.crew.places != places:
-            # The first executor was started for another number of places.
-            self.crew.renew()
-
-    def _register(self, desk: Desk) -> None:
-        # A store that has been emptied knows the queues no more than the worker.
-        desk.runner.run(desk.store.declare(self._declared))
-        info = worker_info(
-            self.id, self._queues, tuple(self.crew.facts), self.settings.concurrency, desk.waker.address
-        )
-        desk.runner.run(desk.store.register(info, millis(self.settings.lease)))
+        self.settings = msgspec.structs.replace(settings.worker, **self._overrides)
+        self.crew.adopt(self.settings)
 
     # -- steering: also for the duties -------------------------------------------------------------
 
@@ -430,16 +431,15 @@ class Supervisor:
         log.info("it starts anew as %s", self.id)
         if self._desk is not None:
             self._desk.forget(self.id)
-            if self._duties is not None:
-                self._duties.start_anew()
             try:
-                self._register(self._desk)
+                if self._duties is not None:
+                    self._duties.start_anew()
             except StoreError as error:
                 self._desk.fail(error)
         self._fill()
 
     def kill(self, member: Member) -> None:
-        """Kill an executor for the sake of its doomed jobs."""
+        """Have done with an executor that has ended, or is killed for the sake of its doomed jobs."""
         self._lose(member)
 
     def _lose(self, member: Member, reason: str | None = None) -> None:

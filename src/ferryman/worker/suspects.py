@@ -1,15 +1,16 @@
-"""Jobs that cannot be handed out like others: those that may be killers, and those that no executor could be sent."""
+"""Jobs that cannot be handed out like others: those that may be killers, those that no executor could be sent, and those
+whose task is just being made."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ferryman.config import MOST_IN_STORE
 from ferryman.job import MAX_DEATHS, Claim, ErrorInfo, JobId, Outcome, OutcomeKind
 from ferryman.worker.crew import Crew
 
-__all__ = ["Suspects", "refuse_monsters"]
+__all__ = ["Suspects", "give_back_unknown", "refuse_monsters"]
 
 
 class Suspects:
@@ -74,3 +75,12 @@ def refuse_monsters(claims: Sequence[Claim]) -> tuple[Sequence[Claim], list[Outc
         )
         for claim in monsters
     ]
+
+
+def give_back_unknown(
+    claims: Sequence[Claim], known: Collection[str]
+) -> tuple[Sequence[Claim], list[Outcome]]:
+    """The jobs whose tasks are known, and what becomes of the others."""
+    unknown = [claim for claim in claims if claim.task not in known]
+    outcomes = [Outcome(claim.id, claim.lease, OutcomeKind.RELEASED) for claim in unknown]
+    return [claim for claim in claims if claim.task in known], outcomes

@@ -4,8 +4,8 @@ Who listens
 -----------
 A thread that is woken costs a job as much time as all else in its executor. So no thread is there to listen alone; they
 take turns, as leader and followers (Schmidt, O'Ryan, Kircher and Pyarali, 2000). The leader waits for what the
-supervisor says. If it is a job, no other waits, and there are threads for all that are not done, the leader calls a
-follower to lead, and runs the job itself. There is one thread more than places: whatever the others run, one listens.
+supervisor says. If it is a job, and there are threads for all that are not done, the leader calls a follower to lead,
+and takes what waits first itself. There is one thread more than places: whatever the others run, one listens.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ferryman.context import Cancelled, Context, Stopped
 from ferryman.job import Claim, Outcome
 from ferryman.options import Overrides
 from ferryman.worker.frames import Assignment, Kind, Returned
+from ferryman.worker.gangway import Gangway
 from ferryman.worker.judge import (
     Stop,
     judge_begun_before,
@@ -65,7 +66,8 @@ class _Call(enum.Enum):
 
 
 class ThreadTrack:
-    """Its methods are for who leads, from inside `listen`; and for anybody once `listen` has answered False."""
+    """Its methods are for who leads, from inside `listen`; and for anybody once `listen` has answered False. `feed` and
+    `take_back` are for anybody, if there is an `Gangway`: that has a lock."""
 
     def __init__(
         self,
@@ -73,27 +75,28 @@ class ThreadTrack:
         app: str,
         outbox: Outbox,
         table: SlotTable,
+        gangway: Gangway | None,
         listen: Callable[[], bool],
         on_end: Callable[[], None],
     ) -> None:
-        """`app` is how the app is called in messages. `listen` waits for what is said next, and obeys it; once it has
+        """`app` is how the app is called in messages. `gangway` must know of each job that is done, and then no more
+        jobs are fed than there are places. `listen` waits for what is said next, and obeys it; once it has
         answered False it is not called again. `on_end` is called once, after `finish`."""
         self._tasks = tasks
         self._app = app
         self._outbox = outbox
         self._table = table
+        self._gangway = gangway
         self._listen = listen
         self._on_end = on_end
         self.all_said: Future[None] = Future()
         """Done when nothing more will be heard; or an exception of a thread that should not have ended."""
         self._inbox: queue.SimpleQueue[Assignment | _Call] = queue.SimpleQueue()
-        self._heard: list[Assignment] = []
-        """By the leader, just now, and not put into the queue yet."""
         self._places = [Place(slot) for slot in table.slots_of("thread")]
         """One for each thread: so the serial numbers that a slot shows only grow."""
         self._most = table.places
         self._given = 0
-        """Jobs that went to threads or into the queue; those that were recalled are not counted."""
+        """Jobs that went into the queue; those that were taken back are not counted."""
         self._done = [0] * len(self._places)
         """How many of them each thread has had done."""
         self._fetcher = Fetcher(table.places)
@@ -105,30 +108,46 @@ class ThreadTrack:
         self._timekeeper = Timekeeper(self._places)
 
     def start(self) -> None:
-        """Start the threads. Their stacks have the usual size: C code that recurses needs it, and what is
-        never touched takes no memory."""
+        """Start the threads, or none if there cannot be so many. Their stacks have the usual size: C code that
+        recurses needs it, and what is never touched takes no memory."""
         self._timekeeper.start()
+        try:
+            for place in self._places:
+                name = f"ferryman-{place.slot}"
+                threading.Thread(target=self._serve, args=(place,), name=name, daemon=True).start()
+        except RuntimeError:
+            for _ in self._places:
+                self._inbox.put(_Call.END)
+            self._timekeeper.end()
+            raise
+
+    def listen(self) -> None:
+        """Hear from now on what is said."""
         self._inbox.put(_Call.LEAD)
-        for place in self._places:
-            name = f"ferryman-{place.slot}"
-            threading.Thread(target=self._serve, args=(place,), name=name, daemon=True).start()
 
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order."""
-        self._heard += assignments
+        self._given += len(assignments)
+        for each in assignments:
+            self._inbox.put(each)
 
-    def recall(self) -> list[Assignment]:
-        """Take back what no thread has taken. Jobs among them that were cancelled are settled."""
+    def take_back(self) -> list[Assignment]:
+        """What no thread has taken."""
+        waiting: list[Assignment] = []
         if self._ends:
-            return []  # All was taken back before. What is in the queue now are the threads' calls to end.
-        recalled: list[Assignment] = []
-        for assignment in self._take_back():
-            stop = self._cancels.pop(assignment.serial, None)
-            if stop is None:
-                recalled.append(assignment)
-            else:
-                self._outbox.settle(judge_cancelled(assignment.claim, stop.reason), 0, idle=False)
-        return recalled
+            # All was taken back before. What is in the queue now are the threads' calls to end.
+            return waiting
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found = self._inbox.get_nowait()
+                if not isinstance(found, _Call):
+                    waiting.append(found)
+        self._given -= len(waiting)
+        return waiting
+
+    def forget_cancel(self, serial: int) -> Stop | None:
+        """Why a job was cancelled that was taken back, if it was."""
+        return self._cancels.pop(serial, None)
 
     def cancel(self, serial: int, reason: str | None) -> None:
         """Stop a job, or keep it from being started. One that has ended is not disturbed."""
@@ -147,7 +166,7 @@ class ThreadTrack:
             self._cancels.pop(next(iter(self._cancels)))
 
     def finish(self) -> None:
-        """End each thread but the leader after its current job; the queue must be empty, so recall first. Jobs whose
+        """End each thread but the leader after its current job; the queue must be empty, so take back first. Jobs whose
         arguments are being fetched are given back."""
         # Told before looking, as in `cancel`.
         self._ends = True
@@ -158,24 +177,11 @@ class ThreadTrack:
                 fetching.answers.put(None)
 
     def abandon(self, reason: str) -> None:
-        """Stop everything: nobody wants the outcomes."""
-        self.recall()
+        """Stop everything, as `finish`: nobody wants the outcomes."""
         self.finish()
         for place in self._places:
             if (job := place.job) is not None:
                 stop_job(place, job, Stop(Cancelled, reason))
-
-    def _take_back(self) -> list[Assignment]:
-        waiting: list[Assignment] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                found = self._inbox.get_nowait()
-                if not isinstance(found, _Call):
-                    waiting.append(found)
-        self._given -= len(waiting)
-        waiting += self._heard
-        self._heard.clear()
-        return waiting
 
     def _serve(self, place: Place) -> None:
         try:
@@ -188,7 +194,7 @@ class ThreadTrack:
     def _take_turns(self, place: Place) -> None:
         take, clock = self._inbox.get, time.monotonic_ns
         settle, finish = self._outbox.settle, self._table.finish
-        done, number = self._done, place.slot
+        done, number, gangway = self._done, place.slot, self._gangway
         place.thread = threading.get_ident()
         while (found := take()) is not _Call.END:
             assignment = self._lead() if found is _Call.LEAD else found
@@ -198,28 +204,28 @@ class ThreadTrack:
             outcome = self._attempt(place, assignment)
             if outcome is None:
                 done[number] += 1
+                if gangway is not None:
+                    gangway.leave()
                 continue
             # The slot first: a job whose outcome cannot be sent yet must not be killed for taking long.
             finish(number)
             if outcome.result is not None:
                 outcome = self._stowed(assignment, outcome)
             done[number] += 1
-            settle(outcome, clock(), self._given - sum(done) < self._most)
+            idle = self._given - sum(done) < self._most if gangway is None else gangway.leave()
+            settle(outcome, clock(), idle)
         self._count_down()
 
     def _lead(self) -> Assignment | None:
         """Listen for all until there is a job for this thread itself, and another one leads. None: all has been said."""
         while self._listen():
-            heard, self._heard = self._heard, []
-            self._given += len(heard)
-            own = None
-            # None that waits may be started after a later one. And of so few, each has a thread, as has the call to lead.
-            if heard and self._inbox.empty() and self._given - sum(self._done) <= self._most:
-                own, *heard = heard
-            for assignment in heard:
-                self._inbox.put(assignment)
-            if own is not None:
+            # Of so few, each has a thread, as has the call to lead.
+            if self._inbox.empty() or self._ends or self._given - sum(self._done) > self._most:
+                continue
+            with contextlib.suppress(queue.Empty):  # Another thread may have been quicker.
+                own = self._inbox.get_nowait()
                 self._inbox.put(_Call.LEAD)
+                assert not isinstance(own, _Call)
                 return own
         return None
 

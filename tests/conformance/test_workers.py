@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import pytest
+
+from ferryman.errors import WorkerGone
 from ferryman.job import OutcomeKind, State, WorkerId
 from ferryman.store.records import Held, Order, Rescued, WorkerRecord, WorkerStatus
 
@@ -26,6 +29,35 @@ def test_a_worker_on_the_register_is_told_as_it_described_itself(ferry: Ferry) -
     assert _record(ferry, W2) == WorkerRecord(
         info=info, status=WorkerStatus(), registered_at=now, seen_at=now, lease_until=now + 5_000
     )
+
+
+def test_a_worker_may_say_anew_what_it_is_and_keeps_its_jobs_and_orders(ferry: Ferry) -> None:
+    ferry.add()
+    claim = ferry.take()
+    registered = ferry.clock.now()
+    ferry.run(ferry.store.heartbeat(W1, WorkerStatus(running=1), LEASE))
+    ferry.run(ferry.store.order([W1], Order("pause")))
+    ferry.clock.advance(1)
+    info = worker_info(W1, tasks=("work", "new"))
+
+    ferry.run(ferry.store.register(info, 5_000))
+
+    record, now = _record(ferry), ferry.clock.now()
+    assert (record.info, record.status, record.registered_at) == (info, WorkerStatus(running=1), registered)
+    assert (record.seen_at, record.lease_until, record.gone) == (now, now + 5_000, None)
+    assert ferry.run(ferry.store.holding(W1)) == [Held(claim.id, claim.lease)]
+    assert ferry.heartbeat() == [Order("pause")]
+
+
+def test_a_worker_that_is_gone_stays_so_whatever_it_says(ferry: Ferry) -> None:
+    ferry.run(ferry.store.rescue([W1]))
+
+    ferry.run(ferry.store.register(worker_info(W1), 5_000))
+
+    assert _record(ferry).gone == "dead"
+    assert ferry.run(ferry.store.workers(alive=True)) == []
+    with pytest.raises(WorkerGone):
+        ferry.heartbeat()
 
 
 def test_workers_are_told_oldest_first(ferry: Ferry) -> None:

@@ -109,7 +109,8 @@ class Work(Protocol):
         ...
 
     def register(self, info: WorkerInfo, lease: int) -> Operation[None]:
-        """Make a worker known, with a lease of so many ms on all it will claim."""
+        """Make a worker known, with a lease of so many ms on all it will claim; or say anew what it is. One that is gone
+        stays so."""
         ...
 
     def heartbeat(

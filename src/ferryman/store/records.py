@@ -163,7 +163,7 @@ class Signs(msgspec.Struct, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Who a worker is; written once, when it registers."""
+    """Who a worker is; written when it registers, and again when its tasks have changed."""
 
     id: WorkerId
     host: str

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ferryman.clock import millis
 from ferryman.config import RetentionSettings
-from ferryman.errors import StoreError, WorkerGone
+from ferryman.errors import StoreBusy, StoreError, WorkerGone
 from ferryman.job import ErrorInfo, Outcome, OutcomeKind
 from ferryman.policy.retry import Retry, backoff_delay
 from ferryman.store.records import QueueSettings, Retention, WorkerRecord
@@ -127,7 +127,11 @@ class Duties:
                 return
             self._desk.answered()
             if errand not in self._refused:
-                log.error("the store refuses what a worker does beside its jobs, will try again: %s", error)
+                # What is held will be let go.
+                level = logging.INFO if isinstance(error, StoreBusy) else logging.ERROR
+                log.log(
+                    level, "the store refuses what a worker does beside its jobs, will try again: %s", error
+                )
             self._refused[errand] = now + _AFTER_REFUSAL
         else:
             self._refused.pop(errand, None)

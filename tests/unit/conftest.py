@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,3 +26,12 @@ def admin(url: str) -> Iterator[psycopg.Connection[Any]]:
     server, _, schema = url.partition("?schema=")
     with psycopg.connect(server, autocommit=True, options=f"-c search_path={schema}") as connection:
         yield connection
+
+
+@pytest.fixture
+def bare_collector() -> Iterator[None]:
+    """Without the callbacks that hypothesis hangs into the garbage collector: a stop that arrives in one is lost."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks

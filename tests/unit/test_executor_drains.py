@@ -22,6 +22,8 @@ from .test_payload_outages import Hanging
 
 LARGE = 20_000
 
+pytestmark = pytest.mark.usefixtures("bare_collector")
+
 
 class _Tally:
     """How many jobs run at once, as they see it themselves."""

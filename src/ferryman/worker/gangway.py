@@ -37,7 +37,8 @@ class Gangway:
         self._free = places
         self._awaited = awaited
         self._line: collections.deque[Assignment] = collections.deque()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Whoever feeds a track or takes back from it has it."""
         self._threads: Deck
         self._loop: Deck
 
@@ -53,13 +54,13 @@ class Gangway:
 
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order, as soon as there are places."""
-        with self._lock:
+        with self.lock:
             self._line += assignments
             self._let_through()
 
     def leave(self) -> bool:
         """A job that was let through needs its place no more. Answers whether that stays free."""
-        with self._lock:
+        with self.lock:
             self._free += 1
             if not self._line:
                 return True
@@ -68,7 +69,7 @@ class Gangway:
 
     def take_back(self) -> list[Assignment]:
         """All that has not been begun."""
-        with self._lock:
+        with self.lock:
             waiting = self._threads.take_back() + self._loop.take_back()
             self._free += len(waiting)
             waiting += self._line
@@ -78,7 +79,7 @@ class Gangway:
     def withdraw(self, serial: int, track: Track) -> Assignment | None:
         """Take a job out of the line. None if it is not there."""
         is_awaited = track == "loop"
-        with self._lock:
+        with self.lock:
             for each in self._line:
                 if each.serial == serial and (each.claim.task in self._awaited) is is_awaited:
                     self._line.remove(each)

@@ -4,8 +4,8 @@ Who listens
 -----------
 A thread that is woken costs a job as much time as all else in its executor. So no thread is there to listen alone; they
 take turns, as leader and followers (Schmidt, O'Ryan, Kircher and Pyarali, 2000). The leader waits for what the
-supervisor says. If it is a job, and there are threads for all that are not done, the leader calls a follower to lead,
-and takes what waits first itself. There is one thread more than places: whatever the others run, one listens.
+supervisor says. If it is a job, no other waits, and there are threads for all that are not done, the leader calls a
+follower to lead, and runs the job itself. There is one thread more than places: whatever the others run, one listens.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Call(enum.Enum):
 
 class ThreadTrack:
     """Its methods are for who leads, from inside `listen`; and for anybody once `listen` has answered False. `feed` and
-    `take_back` are for anybody, if there is an `Gangway`: that has a lock."""
+    `take_back` are for anybody, if there is a `Gangway`: that has a lock."""
 
     def __init__(
         self,
@@ -92,17 +92,24 @@ class ThreadTrack:
         self.all_said: Future[None] = Future()
         """Done when nothing more will be heard; or an exception of a thread that should not have ended."""
         self._inbox: queue.SimpleQueue[Assignment | _Call] = queue.SimpleQueue()
+        self._heard: list[Assignment] = []
+        """By the leader, just now, and not put into the queue yet."""
+        self._leader = 0
+        """The thread that listens."""
+        self._lock = threading.Lock() if gangway is None else gangway.lock
+        """Whoever feeds or takes back has it, if there is anybody but the leader."""
         self._places = [Place(slot) for slot in table.slots_of("thread")]
         """One for each thread: so the serial numbers that a slot shows only grow."""
         self._most = table.places
         self._given = 0
-        """Jobs that went into the queue; those that were taken back are not counted."""
+        """Jobs that were fed; those that were taken back are not counted."""
         self._done = [0] * len(self._places)
         """How many of them each thread has had done."""
         self._fetcher = Fetcher(table.places)
         self._cancels: dict[int, Stop] = {}
         """By serial number, until the job has ended."""
         self._ends = False
+        self._abandoned: Stop | None = None
         self._left = table.places
         self._left_lock = threading.Lock()
         self._timekeeper = Timekeeper(self._places)
@@ -128,6 +135,11 @@ class ThreadTrack:
     def feed(self, assignments: Sequence[Assignment]) -> None:
         """Have these jobs run, in their order."""
         self._given += len(assignments)
+        if self._heard or threading.get_ident() == self._leader:
+            # What came while the leader listens waits until it knows which of them it runs itself: a thread that is
+            # woken for it might not run it later than one behind it.
+            self._heard += assignments
+            return
         for each in assignments:
             self._inbox.put(each)
 
@@ -142,6 +154,8 @@ class ThreadTrack:
                 found = self._inbox.get_nowait()
                 if not isinstance(found, _Call):
                     waiting.append(found)
+        waiting += self._heard
+        self._heard.clear()
         self._given -= len(waiting)
         return waiting
 
@@ -178,10 +192,12 @@ class ThreadTrack:
 
     def abandon(self, reason: str) -> None:
         """Stop everything, as `finish`: nobody wants the outcomes."""
+        # Told before looking, as in `cancel`.
+        self._abandoned = Stop(Cancelled, reason)
         self.finish()
         for place in self._places:
             if (job := place.job) is not None:
-                stop_job(place, job, Stop(Cancelled, reason))
+                stop_job(place, job, self._abandoned)
 
     def _serve(self, place: Place) -> None:
         try:
@@ -218,16 +234,25 @@ class ThreadTrack:
 
     def _lead(self) -> Assignment | None:
         """Listen for all until there is a job for this thread itself, and another one leads. None: all has been said."""
+        self._leader = threading.get_ident()
         while self._listen():
-            # Of so few, each has a thread, as has the call to lead.
-            if self._inbox.empty() or self._ends or self._given - sum(self._done) > self._most:
-                continue
-            with contextlib.suppress(queue.Empty):  # Another thread may have been quicker.
-                own = self._inbox.get_nowait()
+            if self._heard and (own := self._hand_out()) is not None:
+                self._leader = 0
                 self._inbox.put(_Call.LEAD)
-                assert not isinstance(own, _Call)
                 return own
         return None
+
+    def _hand_out(self) -> Assignment | None:
+        """Put what was heard into the queue, but for a job that the leader runs itself."""
+        with self._lock:
+            heard, self._heard = self._heard, []
+            own = None
+            # None that waits may be started after a later one. And of so few, each has a thread, as has the call to lead.
+            if self._inbox.empty() and self._given - sum(self._done) <= self._most:
+                own, *heard = heard
+            for assignment in heard:
+                self._inbox.put(assignment)
+        return own
 
     def _count_down(self) -> None:
         with self._left_lock:
@@ -323,7 +348,7 @@ class ThreadTrack:
                 place.job = assignment
                 if timeout:
                     self._timekeeper.watch(place, assignment, timeout)
-                if self._cancels and assignment.serial in self._cancels:
+                if self._abandoned or (self._cancels and assignment.serial in self._cancels):
                     raise Cancelled
                 value = contextvars.Context().run(function, *call[0], **call[1])
             except BaseException as raised:

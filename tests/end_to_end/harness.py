@@ -105,6 +105,25 @@ class Worker:
         """To the supervisor alone."""
         self.process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop the supervisor, as a debugger does, where it holds nothing that others wait for: on SQLite a process that is
+        stopped in a transaction holds up all."""
+        while True:
+            self.signal(signal.SIGSTOP)
+            wait_for(lambda: self._state() == "T", what="it is stopped")
+            if not self._writes():
+                return
+            self.signal(signal.SIGCONT)
+            time.sleep(0.01)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def _writes(self) -> bool:
+        """Whether it holds the lock of a file."""
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        return any(lock[3] == "WRITE" and lock[4] == str(self.pid) for lock in locks if lock[1] != "->")
+
     def kill(self) -> None:
         """The supervisor and its executors at once, as by a loss of power."""
         with contextlib.suppress(ProcessLookupError):

@@ -289,7 +289,7 @@ def test_a_worker_that_was_stopped_past_its_lease_finds_its_jobs_gone(harbour: H
     first = harbour.start_worker(*lease)
     wait_for(lambda: harbour.tally("start")["1"] == 1, what="the job runs on the first worker")
     name = first.record.info.id
-    first.signal(signal.SIGSTOP)
+    first.freeze()
     second = harbour.start_worker(*lease)
     wait_for(lambda: harbour.tally("start")["1"] == 2, what="the second worker has taken over")
 
@@ -316,7 +316,7 @@ def test_a_worker_whose_lease_passed_while_it_drained_ends_all_the_same(harbour:
     wait_for(lambda: harbour.tally("start")["1"] == 1)
     first.signal(signal.SIGTERM)
     wait_for(lambda: "stopping" in first.log)
-    first.signal(signal.SIGSTOP)
+    first.freeze()
     harbour.start_worker(*lease)
     wait_for(lambda: harbour.tally("start")["1"] == 2)
 

@@ -125,7 +125,7 @@ def test_a_job_whose_claim_or_end_the_standby_never_heard_of_runs_again_and_coun
     harbour = pair.harbour
     tasks = harbour.load(MARK + HOLD)
     worker = harbour.start_worker(*SMALL)
-    worker.signal(signal.SIGSTOP)
+    worker.freeze()
     made = [tasks.mark.enqueue(n).id for n in range(4)] + [tasks.hold.enqueue(n).id for n in range(4, 8)]
     wait_for_the_standby(pair)
     pair.standby.stop()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -115,47 +115,29 @@ def _app(shore: Shore, folder: Path) -> Ferryman:
 
     @app.task(name="leave_a_generator")
     async def leave_a_generator() -> int:
-        async def tick() -> AsyncGenerator[int]:
-            try:
-                while True:
-                    yield 1
-            finally:
-                await asyncio.Event().wait()  # It says so to a server that is away.
+        async def end() -> None:
+            await asyncio.Event().wait()  # It says so to a server that is away.
 
-        ticks = tick()
-        shore.kept.append(ticks)
-        return await anext(ticks)
+        return await _left_behind(shore, end)
 
     @app.task(name="leave_a_slow_generator")
     async def leave_a_slow_generator() -> int:
-        async def tick() -> AsyncGenerator[int]:
-            try:
-                while True:
-                    yield 1
-            finally:
-                shore.last_step.set()
-                while not shore.gate.is_set():
-                    await asyncio.sleep(0.001)
-                shore.ended = True
+        async def end() -> None:
+            shore.last_step.set()
+            while not shore.gate.is_set():
+                await asyncio.sleep(0.001)
+            shore.ended = True
 
-        ticks = tick()
-        shore.kept.append(ticks)
-        return await anext(ticks)
+        return await _left_behind(shore, end)
 
     @app.task(name="leave_a_deaf_generator")
     async def leave_a_deaf_generator() -> int:
-        async def tick() -> AsyncGenerator[int]:
-            try:
-                while True:
-                    yield 1
-            finally:
-                while not shore.gate.is_set():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await asyncio.Event().wait()
+        async def end() -> None:
+            while not shore.gate.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
 
-        ticks = tick()
-        shore.kept.append(ticks)
-        return await anext(ticks)
+        return await _left_behind(shore, end)
 
     @app.task(name="cancel_all_others")
     async def cancel_all_others() -> None:
@@ -175,6 +157,21 @@ def _app(shore: Shore, folder: Path) -> Ferryman:
         return os.urandom(LARGE)
 
     return app
+
+
+async def _left_behind(shore: Shore, end: Callable[[], Awaitable[None]]) -> int:
+    """Begin an asynchronous generator, and leave it where it is; `end` is what it does at its end."""
+
+    async def tick() -> AsyncGenerator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            await end()
+
+    ticks = tick()
+    shore.kept.append(ticks)
+    return await anext(ticks)
 
 
 # -- notes -----------------------------------------------------------------------------------------

@@ -53,10 +53,7 @@ def test_no_more_short_jobs_run_at_once_than_the_worker_may_run(
     jobs = scene.ferry.add_many(300)
     _let_all(scene, _be_quick)
 
-    most = 0
-    for _ in range(400):
-        scene.turn(0.004)
-        most = max(most, len(scene.running()))
+    most = _most_at_once(scene, 400)
 
     assert most == concurrency
     assert scene.states(jobs) == {State.SUCCEEDED}
@@ -71,10 +68,7 @@ def test_a_relief_executor_runs_no_more_than_the_worker_has_left(begin: Begin) -
     scene.until(lambda: len(scene.ready) == 2)
 
     jobs = scene.ferry.add_many(200, task="other")
-    most = 0
-    for _ in range(1_000):
-        scene.turn(0.004)
-        most = max(most, len(scene.running()))
+    most = _most_at_once(scene, 1_000)
 
     assert scene.states(jobs) == {State.SUCCEEDED}
     assert most == 3
@@ -88,10 +82,7 @@ def test_executors_that_came_with_new_code_run_no_more_than_those_before_have_le
     scene.until(lambda: len(scene.ready) == 4)
 
     jobs = scene.ferry.add_many(200)
-    most = 0
-    for _ in range(1_000):
-        scene.turn(0.004)
-        most = max(most, len(scene.running()))
+    most = _most_at_once(scene, 1_000)
 
     assert scene.states(jobs) == {State.SUCCEEDED}
     assert most == 4
@@ -107,13 +98,19 @@ def test_a_suspect_gets_its_turn_although_others_would_fill_each_place_that_gets
     scene.go_on(0.1)
 
     (suspect,) = scene.suspects()
-    most = 0
-    for _ in range(200):
-        scene.turn(0.004)
-        most = max(most, len(scene.running()))
+    most = _most_at_once(scene, 200)
 
     assert scene.ferry.state(suspect) is State.SUCCEEDED
     assert most == 4
+
+
+def _most_at_once(scene: Scene, turns: int) -> int:
+    """Go on for so many turns. Answers how many jobs were running at the end of one, at most."""
+    most = 0
+    for _ in range(turns):
+        scene.turn(0.004)
+        most = max(most, len(scene.running()))
+    return most
 
 
 def _let_all(scene: Scene, script: object) -> None:

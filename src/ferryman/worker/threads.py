@@ -145,10 +145,9 @@ class ThreadTrack:
 
     def take_back(self) -> list[Assignment]:
         """What no thread has taken."""
-        waiting: list[Assignment] = []
         if self._ends:
-            # All was taken back before. What is in the queue now are the threads' calls to end.
-            return waiting
+            return []  # All was taken back before. What is in the queue now are the threads' calls to end.
+        waiting: list[Assignment] = []
         with contextlib.suppress(queue.Empty):
             while True:
                 found = self._inbox.get_nowait()

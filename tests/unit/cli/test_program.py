@@ -112,6 +112,14 @@ def test_errors_are_one_line_and_a_code(quay: Quay, args: tuple[str, ...], code:
     assert result.stdout == ""
 
 
+@pytest.fixture
+def bare_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, in which there is nothing; nor does the environment name a store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FERRYMAN_URL", raising=False)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -140,30 +148,20 @@ def test_errors_are_one_line_and_a_code(quay: Quay, args: tuple[str, ...], code:
         "move sqlite:///ferryman.db sqlite:///other.db --yes",
     ],
 )
-def test_a_command_that_finds_no_store_makes_none(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FERRYMAN_URL", raising=False)
-
+def test_a_command_that_finds_no_store_makes_none(command: str, bare_folder: Path) -> None:
     result = CliRunner().invoke(root, command.split(), prog_name="ferryman")
 
     assert result.exit_code == 3
     assert "there is no store at ferryman.db" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(bare_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["doctor", "migrate", "migrate --sql", "completion bash", "--help"])
-def test_a_command_that_needs_no_store_makes_none(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FERRYMAN_URL", raising=False)
-
+def test_a_command_that_needs_no_store_makes_none(command: str, bare_folder: Path) -> None:
     result = CliRunner().invoke(root, command.split(), prog_name="ferryman")
 
     assert result.exit_code == 0
-    assert list(tmp_path.iterdir()) == []
+    assert list(bare_folder.iterdir()) == []
 
 
 def test_a_damaged_store_ends_with_three(quay: Quay) -> None:
